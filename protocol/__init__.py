@@ -1,0 +1,1 @@
+"""What travels between Trireme's processes: messages, tensors, channels. No torch, no policy."""

@@ -1,0 +1,442 @@
+"""Every message Trireme's processes exchange, in the order data flows.
+
+A message travels as `[envelope][body][frame...]` (see codec.py). The envelope says who speaks and
+about which step; the body is one of the structs below, encoded as a msgpack map; frames are raw
+tensor bytes. `TensorRef` fields point either at a frame of the same message or into a shared
+memory segment; receivers cannot tell the difference (tensors.py).
+
+Every message may be delivered twice: each carries enough identity for the receiver to notice.
+Steps are counted from 1; `version` v means "the weights after step v committed", so version 0 is
+the initialisation and the gradients of step s are computed from version s - 1.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+# Bump whenever any struct below, or the envelope, changes. Peers of another version are refused.
+WIRE_VERSION = 1
+
+Role = Literal[
+    "supervisor",
+    "loader",
+    "data_worker",
+    "trainer",
+    "optimizer_shard",
+    "rollout",
+    "recorder",
+    "operator",  # a person's command line: status, stop, kill, invite
+]
+ActorState = Literal["starting", "running", "stopping", "lost"]
+Pool = Literal["fast", "slow"]
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who says something, and which one of their sayings it is. Encoded as a msgpack array."""
+
+    wire: int  # WIRE_VERSION of the sender
+    kind: str  # name of the message's class below
+    sender: str  # actor name, e.g. "trainer/0"
+    incarnation: int  # counts the lives of that name; an older one than known is refused
+    seq: int  # per sender, incarnation and channel, from 0
+    step: int  # what the sender was working on; 0 outside of steps
+
+
+class TensorRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a tensor's bytes are: frame number `frame` of this message, or a shared segment."""
+
+    dtype: str  # numpy name: "float32", "int32", "uint8", ...
+    shape: tuple[int, ...]
+    frame: int = -1  # index among this message's frames; -1: look in the segment
+    segment: str = ""
+    offset: int = 0  # bytes from the segment's start
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every body."""
+
+
+# --- Joining and living: every actor <-> supervisor, channel "control" ---------------------------
+
+
+class Hello(Message):
+    """Actor -> supervisor: I live. Sent at start and again whenever a new supervisor appears."""
+
+    role: Role
+    pid: int
+    started_ticks: int  # field 22 of /proc/PID/stat: pid and start time together are unique
+    host: str
+
+
+class Welcome(Message):
+    """Supervisor -> actor: you are known. `peers` maps every living actor to its incarnation."""
+
+    peers: dict[str, int]
+
+
+class Beat(Message):
+    """Actor -> supervisor, every heartbeat: what I am doing."""
+
+    role: Role
+    pid: int
+    started_ticks: int
+    host: str
+    state: ActorState
+    progress: int  # counted by the computing thread: a socket thread alone cannot move it
+    waiting_for: str  # who or what is waited for, in words; "" when working
+    waiting_s: float
+    rss_bytes: int
+    gauges: dict[str, float]  # what `status` shows: queue lengths, step, loss, ...
+
+
+class PeerUp(Message):
+    """Supervisor -> actors: `name` lives as `incarnation`; anything older is dead."""
+
+    name: str
+    incarnation: int
+
+
+class PeerDown(Message):
+    """Supervisor -> actors: that life of `name` has ended; what it held is free."""
+
+    name: str
+    incarnation: int
+    reason: str
+
+
+class Stop(Message):
+    """Supervisor -> actor: finish what you own and leave within `within_s`."""
+
+    reason: str
+    within_s: float
+
+
+class Goodbye(Message):
+    """Actor -> supervisor: I leave on purpose. `failed` is empty, or why the run cannot go on."""
+
+    failed: str
+
+
+class RunDone(Message):
+    """Optimizer shard 0 -> supervisor: the last step is committed and its checkpoint is on disk."""
+
+    step: int
+    weights_digest: str
+
+
+# --- Samples: loader <-> data workers, channel "samples" ------------------------------------------
+
+
+class SampleRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a sample's text lies. Never changes within a run."""
+
+    name: str  # for people: a path, or path:line, or path[row]
+    language: str  # "python", "rust", "text"
+    path: str
+    offset: int = 0  # bytes, for .jsonl
+    length: int = -1  # bytes; -1: to the end
+    row: int = -1  # parquet row
+    field: str = ""  # column or JSON key that holds the text
+
+
+class JoinPool(Message):
+    """Worker -> loader: I want to work. Asked again until DataPlan comes."""
+
+    pool: Pool
+    host: str
+    shares_files: bool  # False: the loader must read samples for me
+
+
+class DataPlan(Message):
+    """Loader -> worker: how samples are treated. The tokenizer's JSON is frame 0."""
+
+    tokenizer_digest: str
+    stages: tuple[str, ...]  # in order: "read", "verify", "augment", "tokenize"
+    cutoff_s: float  # a fast worker hands a sample over when a stage ends after this
+    max_sample_bytes: int
+    heartbeat_s: float  # a remote worker that is silent for several of these loses its leases
+    options: dict[str, Any]
+
+
+class LeaseRequest(Message):
+    """Worker -> loader: `credit` more samples, please. Doubles as a remote worker's heartbeat."""
+
+    pool: Pool
+    credit: int
+
+
+class Lease(Message):
+    """Loader -> worker: this sample is yours until `expires_s` from now.
+
+    `stage` is the first stage still to be done; frame 0 holds what the stages before it made
+    (absent when stage is 0).
+    """
+
+    lease: int  # never reused within a run
+    epoch: int
+    sample: int
+    attempt: int
+    ref: SampleRef
+    stage: int
+    expires_s: float
+
+
+class SampleHandover(Message):
+    """Fast worker -> loader: over the cut-off; `stage` comes next. Frame 0 is the state reached."""
+
+    lease: int
+    epoch: int
+    sample: int
+    stage: int
+    elapsed_s: float
+
+
+class SampleReady(Message):
+    """Worker -> loader: the finished sample."""
+
+    lease: int
+    epoch: int
+    sample: int
+    tokens: TensorRef  # int32
+    text_bytes: int  # of UTF-8 these tokens stand for: bits per byte needs it
+    stage_s: tuple[float, ...]  # how long each stage took here; 0 for those done elsewhere
+
+
+class SampleRefused(Message):
+    """Worker -> loader: this sample cannot be used, whoever tries. It is counted and left out."""
+
+    lease: int
+    epoch: int
+    sample: int
+    kind: str  # "unreadable", "not utf-8", "too large", "does not compile", "empty", ...
+    detail: str
+
+
+class WorkerLog(Message):
+    """Remote worker -> loader: log lines, since it cannot reach the recorder."""
+
+    records: tuple[dict[str, Any], ...]
+
+
+# --- Batches and prompts: loader <-> trainers and rollouts, channel "batches" ---------------------
+
+
+class BatchRequest(Message):
+    """Trainer -> loader: the batch of (step, rank). Asking again gives the same batch."""
+
+    step: int
+    rank: int
+
+
+class Batch(Message):
+    """Loader -> trainer: rows of exactly seq_len + 1 tokens.
+
+    `tokens` is int32 (rows, seq_len + 1). `documents` is int32 of the same shape: which document
+    of its row a token belongs to, so that no loss and no shift crosses documents.
+    `text_bytes` counts the UTF-8 bytes behind the tokens, for bits per byte.
+    """
+
+    step: int
+    rank: int
+    epoch: int
+    tokens: TensorRef
+    documents: TensorRef
+    text_bytes: int
+
+
+class PromptRequest(Message):
+    """Rollout -> loader: `count` prompts cut from held-out functions."""
+
+    count: int
+    draw: int  # which draw: the answer is a pure function of (seed, draw)
+
+
+class Prompts(Message):
+    """Loader -> rollout: prompts as text. The tokenizer's JSON is frame 0."""
+
+    draw: int
+    texts: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+# --- Exchange: trainers and rollouts <-> optimizer shards, channel "exchange/K" -------------------
+
+
+class CodesRequest(Message):
+    """Trainer or rollout -> shard: all your parameters at `version` (-1: the newest committed)."""
+
+    version: int
+
+
+class Codes(Message):
+    """Shard -> whoever asked: one whole parameter. Ternary ones packed, 2 bits a weight.
+
+    `index` of `count` of this shard's parameters. When the version asked for is gone (only the two
+    newest are kept) the answer carries the newest version instead: see `version`.
+    """
+
+    version: int
+    param: str
+    index: int
+    count: int
+    codec: str  # "ternary2" | "dense"
+    digest: str  # SHA-256 of the parameter at that version
+    tensors: tuple[TensorRef, ...]
+
+
+class StepFacts(Message):
+    """Trainer -> shard 0: what the forward passes of (step, rank) amounted to."""
+
+    step: int
+    rank: int
+    tokens: int  # targets counted in the loss
+    text_bytes: int
+    loss_sum: float  # nats, over those targets, of the last loop's prediction
+    objective_sum: float  # what was minimised, same normalisation
+    step_s: float  # seconds of the previous step, wall clock of this trainer
+    data_wait_s: float
+    up_bytes: int
+
+
+class Gradient(Message):
+    """Trainer -> the shard that owns `param`: its gradient, mean over this rank's `tokens`."""
+
+    step: int
+    rank: int
+    param: str
+    codec: str
+    basis: int  # version of the basis it was projected with; 0: not projected
+    tokens: int
+    tensors: tuple[TensorRef, ...]
+
+
+class Update(Message):
+    """Shard -> trainers: `param` moved from version - 1 to `version`."""
+
+    version: int
+    param: str
+    codec: str  # "flips" | "dense"
+    digest: str  # of the parameter after the update
+    tensors: tuple[TensorRef, ...]
+
+
+class StepQuery(Message):
+    """Trainer -> shard: I wait for updates to `version`; these are the ones I lack.
+
+    Sent when a wait grows long or the shard has been replaced. The shard sends again what it has
+    and answers with what it still needs.
+    """
+
+    version: int
+    rank: int
+    lacking: tuple[str, ...]
+
+
+class StepNeeds(Message):
+    """Shard -> trainer: gradients of `step` I have not got from your rank."""
+
+    step: int
+    params: tuple[str, ...]
+    facts: bool  # StepFacts too
+
+
+class ShardCommitted(Message):
+    """Shard k -> shard 0: my part of `version` is durable. Digests in the order of my parameters."""
+
+    version: int
+    shard: int
+    digests: tuple[str, ...]
+    flips: int
+    up_bytes: int
+    down_bytes: int
+
+
+class CheckpointPart(Message):
+    """Shard k -> shard 0: my files of this checkpoint are on disk. Maps file name to SHA-256."""
+
+    version: int
+    shard: int
+    files: dict[str, str]
+
+
+class MetricsRequest(Message):
+    """Recorder -> shard 0: the committed steps after `after`."""
+
+    after: int
+
+
+class Metrics(Message):
+    """Shard 0 -> recorder: one record per committed step, in order, without gaps."""
+
+    records: tuple[dict[str, Any], ...]
+
+
+# --- Telemetry: anyone -> recorder, channel "telemetry"; may be lost, losses are counted ----------
+
+
+class LogRecord(Message):
+    """One structlog event."""
+
+    record: dict[str, Any]
+
+
+class RolloutReport(Message):
+    """Rollout -> recorder: how the completions of one group scored."""
+
+    version: int
+    draw: int
+    prompt: str
+    rewards: tuple[float, ...]
+    compiled: int
+    completions: int
+    tokens: int
+    seconds: float
+
+
+# --- Operators: command line <-> supervisor, channel "control" ------------------------------------
+
+
+class StatusRequest(Message):
+    """Operator -> supervisor."""
+
+
+class Status(Message):
+    """Supervisor -> operator: the document `status --json` prints, as JSON text."""
+
+    document: str
+
+
+class StopRequest(Message):
+    """Operator -> supervisor: end the run cleanly."""
+
+    reason: str
+
+
+class KillRequest(Message):
+    """Operator -> supervisor: send `signal` to actors whose name matches the glob."""
+
+    pattern: str
+    signal: int
+
+
+class InviteRequest(Message):
+    """Operator -> supervisor -> loader: admit the holder of this CURVE key in this role."""
+
+    role: Role
+    public_key: str  # Z85
+    label: str
+
+
+class Invitation(Message):
+    """Loader -> supervisor -> operator: where to knock, and whom to expect there."""
+
+    endpoint: str
+    server_key: str  # Z85
+    refused: str = ""  # why not, when not
+
+
+class Answer(Message):
+    """Supervisor -> operator: done, or why not."""
+
+    ok: bool
+    text: str
