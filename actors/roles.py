@@ -1,0 +1,52 @@
+"""Which code plays which role. The one table that knows every actor, and it imports none of them.
+
+Entry points are named by text so that whoever reads the table (supervisor, planner, forkserver)
+stays free of torch. Each names a function `main(seat: Seat) -> int`; what it returns is the
+process's exit code.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Preload = Literal["light", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a role is started."""
+
+    entry: str  # "package.module:function"
+    preload: Preload  # which warm forkserver it is forked from
+    order: int  # roles start from the smallest and stop from the largest
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether its process holds torch."""
+        return self.preload == "torch"
+
+
+# Whoever writes down what the others say comes first; whoever only asks of others comes last.
+ROLES: dict[str, Entry] = {
+    "recorder": Entry("actors.recorder.process:main", "light", 0),
+    "loader": Entry("actors.data.loader:main", "light", 1),
+    "optimizer_shard": Entry("actors.optimizer.process:main", "torch", 2),
+    "trainer": Entry("actors.trainer.process:main", "torch", 3),
+    "data_worker": Entry("actors.data.worker:main", "light", 4),
+    "rollout": Entry("actors.rollout.process:main", "torch", 5),
+}
+
+# What each forkserver has imported before it forks. Importing must start no thread, no thread
+# pool, no CUDA and no ZeroMQ context: the forkserver checks that it still has one thread.
+PRELOADS: dict[Preload, tuple[str, ...]] = {
+    "light": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "structlog", "tokenizers"),
+    "torch": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "structlog", "tokenizers", "torch"),
+}
+
+
+def modules(preload: Preload) -> tuple[str, ...]:
+    """Our own acting modules that a forkserver of this kind holds ready."""
+    return tuple(
+        sorted(
+            entry.entry.partition(":")[0] for entry in ROLES.values() if entry.preload == preload
+        )
+    )
