@@ -1,0 +1,340 @@
+"""Operating-system processes: starting them, knowing them, noticing their end. Linux only.
+
+A process is known by its pid *and* its start time (`Identity`): pids are reused, the pair is not.
+Ends are noticed through pidfds, which sit in a poller beside the sockets and work for processes
+that are not our children.
+
+The only file that imports subprocess.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+# Set in the environment of every process of a run, so that what is left of a run can be found
+# even when every table is lost: /proc/PID/environ keeps what a process was executed with, and a
+# forked child shows its parent's.
+RUN_MARK = "TRIREME_RUN"
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """One process among all that have lived since the machine started."""
+
+    pid: int
+    ticks: int  # field 22 of /proc/PID/stat: clock ticks from boot to its start
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended."""
+
+    pid: int
+    code: int  # exit code, or minus the signal that killed it
+    max_rss_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+# --- Knowing --------------------------------------------------------------------------------------
+
+
+def identity(pid: int) -> Identity | None:
+    """Who has this pid now; None when nobody does."""
+    fields = _stat(pid)
+    return None if fields is None else Identity(pid, int(fields[19]))
+
+
+def myself() -> Identity:
+    """This process."""
+    me = identity(os.getpid())
+    assert me is not None, "/proc is not mounted"
+    return me
+
+
+def alive(who: Identity) -> bool:
+    """Whether that very process still runs. A zombie has ended."""
+    fields = _stat(who.pid)
+    return fields is not None and int(fields[19]) == who.ticks and fields[0] not in ("Z", "X")
+
+
+def age_s(who: Identity) -> float:
+    """Seconds since its start, by the machine's clock."""
+    with open("/proc/uptime", encoding="ascii") as file:
+        up_s = float(file.read().split()[0])
+    return max(0.0, up_s - who.ticks / _TICKS_PER_S)
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory; 0 when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def of_run(run_id: str) -> list[Identity]:
+    """Every living process that carries this run's mark, this one included when it does."""
+    mark = f"{RUN_MARK}={run_id}".encode()
+    found: list[Identity] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            environ = Path(f"/proc/{entry}/environ").read_bytes()
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        if mark in environ.split(b"\0"):
+            who = identity(int(entry))
+            if who is not None and alive(who):
+                found.append(who)
+    return found
+
+
+def thread_count() -> int:
+    """Threads of this process, those of C libraries included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the third (state) on; the name before may hold anything."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:  # ENOENT, or ESRCH while it is being torn down
+        return None
+
+
+# --- Starting -------------------------------------------------------------------------------------
+
+
+def python(*args: str) -> list[str]:
+    """Command line of our interpreter."""
+    return [sys.executable, *args]
+
+
+def environment(run_id: str = "", **settings: str) -> dict[str, str]:
+    """Our environment for a child: finds our packages from any directory, marked with the run."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    found = dict(os.environ, PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)), **settings)
+    if run_id:
+        found[RUN_MARK] = run_id
+    return found
+
+
+def start(
+    command: list[str], *, output: Path, env: Mapping[str, str], stdin: int | None = None
+) -> Identity:
+    """Start a program in a session of its own, its output appended to a file. Raises OSError.
+
+    The caller must `reap` it, unless it dies first. No file descriptor is inherited besides the
+    standard ones (Python opens all others close-on-exec); `stdin` is one of ours it may have.
+    """
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    first = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        if stdin is None
+        else (os.POSIX_SPAWN_DUP2, stdin, 0)
+    )
+    pid = os.posix_spawn(
+        command[0],
+        command,
+        env,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD),
+        file_actions=(
+            first,
+            (os.POSIX_SPAWN_OPEN, 1, os.fspath(output), append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ),
+    )
+    who = identity(pid)  # ours to reap, so it cannot have vanished
+    assert who is not None
+    return who
+
+
+def call(
+    command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a program to its end: exit code, stdout, stderr. Raises OSError and TimeoutError."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=timeout_s, env=env
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"{command[0]} did not end within {timeout_s:g} s") from error
+    return done.returncode, done.stdout, done.stderr
+
+
+# --- Ending ---------------------------------------------------------------------------------------
+
+
+def pidfd(who: Identity) -> int | None:
+    """A descriptor that turns readable when that process ends; None when it already has.
+
+    Raises OSError when descriptors run out.
+    """
+    try:
+        fd = os.pidfd_open(who.pid)
+    except ProcessLookupError:
+        return None
+    if alive(who):  # checked after opening: the pid may have been reused before
+        return fd
+    os.close(fd)
+    return None
+
+
+def send_signal(who: Identity, number: int) -> bool:
+    """Signal that very process. False when it is gone."""
+    fd = pidfd(who)
+    if fd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def reap() -> Iterator[Ended]:
+    """Children that have ended, without waiting for any."""
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield _ended(pid, status, usage)
+
+
+def reap_one(pid: int) -> Ended | None:
+    """How our child `pid` ended; None while it lives and when it is not ours."""
+    try:
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return _ended(pid, status, usage) if found else None
+
+
+def exit_code(fd: int) -> int | None:
+    """Exit code, or minus the signal, of an ended process that need not be our child.
+
+    Asks the pidfd, which kernels since 6.15 answer; None from older ones.
+    """
+    # struct pidfd_info of linux/pidfd.h: mask, cgroupid, pid .. fsgid (11 x u32), exit_code
+    size, exit_bit = 64, 1 << 3
+    info = bytearray(struct.pack("=Q", exit_bit).ljust(size, b"\0"))
+    request = (3 << 30) | (size << 16) | (0xFF << 8) | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, ...)
+    try:
+        fcntl.ioctl(fd, request, info)
+    except OSError:
+        return None
+    mask, status = struct.unpack_from("=Q", info)[0], struct.unpack_from("=i", info, 60)[0]
+    return os.waitstatus_to_exitcode(status) if mask & exit_bit else None
+
+
+def words(code: int | None) -> str:
+    """An exit code as people say it: "killed by SIGKILL", "exit code 3"."""
+    if code is None:
+        return "ended, nobody saw how"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def oom_kills() -> int:
+    """Out-of-memory kills so far in our control group; 0 where the kernel does not count them."""
+    for path in _oom_files():
+        try:
+            text = path.read_text(encoding="ascii")
+        except OSError:
+            continue
+        for line in text.splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill" and value.isdecimal():
+                return int(value)
+    return 0
+
+
+def _oom_files() -> Iterator[Path]:
+    """Where this machine's kernel counts them: control groups of version 2, then of version 1."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                yield Path("/sys/fs/cgroup" + group) / "memory.events"
+            elif "memory" in controllers.split(","):
+                yield Path("/sys/fs/cgroup/memory" + group) / "memory.oom_control"
+    yield Path("/sys/fs/cgroup/memory/memory.oom_control")
+
+
+def _ended(pid: int, status: int, usage: resource.struct_rusage) -> Ended:
+    return Ended(
+        pid=pid,
+        code=os.waitstatus_to_exitcode(status),
+        max_rss_bytes=usage.ru_maxrss * 1024,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+    )
+
+
+# --- Ourselves ------------------------------------------------------------------------------------
+
+
+def become_subreaper() -> None:
+    """Orphans among our descendants become our children instead of init's."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel signal us when the thread that made us ends. For helpers that own nothing."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def set_name(name: str) -> None:
+    """What `ps` and `top` call this process; the kernel keeps 15 characters."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file until the returned descriptor is closed or we die; None when it is locked.
+
+    Raises OSError when the file cannot be made.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {errno.errorcode.get(number, '?')}")
