@@ -5,55 +5,89 @@ ends in `TopologyError`, which names the key, the file and what would be accepte
 copy in the run directory restarts the run by itself.
 """
 
-from typing import Any, Literal
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
+import tomli_w
+from msgspec import Meta
+
+from actors import strict_toml, topology_rules
+from actors.strict_toml import TopologyError
+
+__all__ = ["TopologyError", "decode", "emulate", "find_topology", "load", "names", "to_toml"]
+
+# What a key accepts. Upper bounds only keep a slip of the finger from asking for the impossible.
+Count = Annotated[int, Meta(ge=1, le=100_000)]
+CountOrNone = Annotated[int, Meta(ge=0, le=100_000)]
+Width = Annotated[int, Meta(ge=1, le=1_000_000)]
+Steps = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Size = Annotated[int, Meta(ge=1, le=2**40)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Decay = Annotated[float, Meta(ge=0, lt=1)]
+Name = Annotated[
+    str,
+    Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="of letters, digits, _ . and -"),
+]
+
+TOPOLOGIES = Path(__file__).resolve().parent.parent / "deploy" / "topologies"
+# A topology is a page or two; anything larger is some other file.
+_MAX_BYTES = 1_000_000
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every table of a topology file."""
 
 
-class HardwareWanted(Table):
+class HardwareWanted(Table, frozen=True):
     """The machine this topology was written for."""
 
-    gpus: int = 0
-    gpu_memory_gb: float = 0.0
+    gpus: CountOrNone = 0
+    gpu_memory_gb: NotNegative = 0.0
     gpu_name: str = ""
-    cores: int = 1
-    numa_nodes: int = 1
-    memory_gb: float = 1.0
+    cores: Count = 1
+    numa_nodes: Count = 1
+    memory_gb: Positive = 1.0
+    any: bool = False  # True: whatever is here; a trainer per GPU, workers for the cores left over
 
 
-class ActorCounts(Table):
+class ActorCounts(Table, frozen=True):
     """How many of each actor. Supervisor, loader and recorder are always one."""
 
-    trainers: int = 1
-    optimizer_shards: int = 1
-    rollouts: int = 1
-    fast_workers: int = 1
-    slow_workers: int = 1
+    trainers: Count = 1
+    optimizer_shards: Count = 1
+    rollouts: CountOrNone = 1
+    fast_workers: Count = 1
+    slow_workers: CountOrNone = 1
 
 
-class ModelSpec(Table):
+class ModelSpec(Table, frozen=True):
     """A LoopLM (Ouro) of ternary layers (BitNet b1.58)."""
 
-    dim: int
-    layers: int
-    heads: int
-    loops: int
-    ffn_dim: int = 0  # 0: 8/3 of dim, rounded up to a multiple of 64
-    vocab_size: int = 50257
-    seq_len: int = 1024
-    rope_base: float = 10000.0
-    norm_eps: float = 1e-5
-    init_std: float = 0.02
-    tie_embedding: bool = False
+    dim: Width
+    layers: Count
+    heads: Count
+    loops: Count
+    ffn_dim: Annotated[int, Meta(ge=0, le=1_000_000)] = (
+        0  # 0: 8/3 of dim, rounded up to a multiple of 64
+    )
+    vocab_size: Annotated[int, Meta(ge=260, le=1_000_000)] = 50257
+    seq_len: Annotated[int, Meta(ge=2, le=1_000_000)] = 1024
+    rope_base: Positive = 10000.0
+    norm_eps: Positive = 1e-5
+    init_std: Positive = 0.02
+    tie_embedding: bool = True
     ternary: bool = True  # False: full-precision linear layers, for comparison
     activation_checkpointing: bool = False
 
 
-class Source(Table):
+class Source(Table, frozen=True):
     """One place samples come from. Paths may hold ~ and globs."""
 
     kind: Literal["python_stdlib", "directory", "jsonl", "parquet"]
@@ -63,111 +97,111 @@ class Source(Table):
     language: Literal["python", "rust", "text"] = "python"
 
 
-class DataSpec(Table):
+class DataSpec(Table, frozen=True):
     """Where samples come from and what happens to them."""
 
     sources: tuple[Source, ...] = (Source(kind="python_stdlib"),)
     order: Literal["strict", "ready"] = "strict"
     verify: bool = True
-    cutoff_ms: float = 50.0  # a fast worker hands a sample over when a stage ends after this
-    lease_s: float = 30.0
-    credit: int = 4  # samples a worker may hold
-    lookahead_batches: int = 4  # steps composed ahead of the trainers
-    held_out_share: float = 0.02  # of the files; prompts for rollouts are cut from these
-    max_sample_bytes: int = 4_000_000
-    max_deaths_per_sample: int = 3
+    cutoff_ms: Positive = 50.0  # a fast worker hands a sample over when a stage ends after this
+    lease_s: Seconds = 30.0
+    credit: Count = 4  # samples a worker may hold
+    lookahead_batches: Count = 4  # steps composed ahead of the trainers
+    held_out_share: Share = 0.02  # of the files; prompts for rollouts are cut from these
+    max_sample_bytes: Size = 4_000_000
+    max_deaths_per_sample: Count = 3
     tokenizer: str = ""  # path of a tokenizer.json; "": trained on the corpus at first use
 
 
-class TrainSpec(Table):
+class TrainSpec(Table, frozen=True):
     """What one step consists of."""
 
-    rows_per_trainer: int = 4  # rows of seq_len + 1 tokens in one micro-batch
-    accumulation: int = 1  # micro-batches per step
-    threads: int = 1  # torch threads of a CPU trainer
-    exit_entropy_weight: float = 0.05  # beta of the exit gate's objective (Ouro, stage I)
+    rows_per_trainer: Count = 4  # rows of seq_len + 1 tokens in one micro-batch
+    accumulation: Count = 1  # micro-batches per step
+    threads: Count = 1  # torch threads of a CPU trainer
+    exit_entropy_weight: NotNegative = 0.05  # beta of the exit gate's objective (Ouro, stage I)
 
 
-class OptimizerGroup(Table):
+class OptimizerGroup(Table, frozen=True):
     """The optimizer of one group of parameters."""
 
     kind: Literal["muon", "adamw"]
-    lr: float
-    min_lr: float = 0.0
-    momentum: float = 0.95  # muon
-    beta1: float = 0.9  # adamw
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 0.0  # bound on the Frobenius norm of each parameter's gradient; 0: none
+    lr: Positive
+    min_lr: NotNegative = 0.0
+    momentum: Decay = 0.95  # muon
+    beta1: Decay = 0.9  # adamw
+    beta2: Decay = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.0
+    clip: NotNegative = 0.0  # bound on the Frobenius norm of each parameter's gradient; 0: none
     coefficients: Literal["jordan", "polar_express"] = "jordan"
-    iterations: int = 5
+    iterations: Annotated[int, Meta(ge=1, le=50)] = 5
 
 
-class OptimizerSpec(Table):
+class OptimizerSpec(Table, frozen=True):
     """Hidden matrices and everything else are optimised differently."""
 
     matrices: OptimizerGroup
     dense: OptimizerGroup
     codec: Literal["dense"] = "dense"  # of gradients on their way up
-    threads: int = 1
+    threads: Count = 1
 
 
-class ScheduleSpec(Table):
+class ScheduleSpec(Table, frozen=True):
     """Warm-up, stable, decay: steps of each."""
 
-    warmup: int = 0
-    stable: int = 1
-    decay: int = 0
+    warmup: Steps = 0
+    stable: Steps = 1
+    decay: Steps = 0
 
 
-class RolloutSpec(Table):
+class RolloutSpec(Table, frozen=True):
     """Groups of completions from recent weights, scored."""
 
-    group: int = 4
-    prompts: int = 2  # per request
-    max_new_tokens: int = 48
-    temperature: float = 0.8
-    max_version_lag: int = 20  # steps; older weights are replaced before the next group
-    share: float = 0.15  # of one core, as a bound on its duty cycle
+    group: Count = 4
+    prompts: Count = 2  # per request
+    max_new_tokens: Count = 48
+    temperature: NotNegative = 0.8
+    max_version_lag: CountOrNone = 20  # steps; older weights are replaced before the next group
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.15  # of one core, as a bound on its duty cycle
 
 
-class SupervisionSpec(Table):
+class SupervisionSpec(Table, frozen=True):
     """Beats, deadlines and rationing of restarts."""
 
-    heartbeat_s: float = 0.25
-    silence_s: float = 5.0  # without a beat an actor counts as lost
-    hang_s: float = 120.0  # working, yet its progress counter stands still
-    start_s: float = 60.0  # from fork to the first beat
-    intensity: int = 10  # more deaths of one actor than this ...
-    period_s: float = 60.0  # ... within this end the run
-    backoff_s: float = 0.05  # before the second restart within the period; doubles each time
-    backoff_max_s: float = 5.0
-    stop_s: float = 10.0  # polite part of a stop
-    orphan_grace_s: float = 10.0  # an actor without supervisor leaves after this
+    heartbeat_s: Seconds = 0.25
+    silence_s: Seconds = 5.0  # without a beat an actor counts as lost
+    hang_s: Seconds = 120.0  # working, yet its progress counter stands still
+    start_s: Seconds = 60.0  # from fork to the first beat
+    intensity: CountOrNone = 10  # more deaths of one actor than this ...
+    period_s: Seconds = 60.0  # ... within this end the run
+    backoff_s: NotNegative = 0.05  # before the second restart within the period; doubles each time
+    backoff_max_s: NotNegative = 5.0
+    stop_s: Seconds = 10.0  # polite part of a stop
+    orphan_grace_s: Seconds = 10.0  # an actor without supervisor leaves after this
 
 
-class CheckpointSpec(Table):
+class CheckpointSpec(Table, frozen=True):
     """When state is written to disk."""
 
-    every_steps: int = 100
-    keep_last: int = 2
+    every_steps: Count = 100
+    keep_last: Count = 2
 
 
-class RecorderSpec(Table):
+class RecorderSpec(Table, frozen=True):
     """Where figures go besides the run directory."""
 
-    prometheus_port: int = 0  # on 127.0.0.1; 0: off
+    prometheus_port: Port = 0  # on 127.0.0.1; 0: off
 
 
-class RemoteSpec(Table):
+class RemoteSpec(Table, frozen=True):
     """Where invited remote hosts knock. Nothing listens before the first invitation."""
 
     host: str = "0.0.0.0"  # noqa: S104 - CURVE with an allow-list stands behind it
-    port: int = 0  # 0: any free one, then kept for the run
+    port: Port = 0  # 0: any free one, then kept for the run
 
 
-class Emulation(Table):
+class Emulation(Table, frozen=True):
     """What runs in place of the real thing where the wanted hardware is missing."""
 
     model: ModelSpec
@@ -178,18 +212,18 @@ class Emulation(Table):
     rollout: RolloutSpec | None = None
 
 
-class Topology(Table):
+class Topology(Table, frozen=True):
     """One run, complete."""
 
-    name: str
+    name: Name
     hardware: HardwareWanted
     actors: ActorCounts
     model: ModelSpec
     train: TrainSpec
     optimizer: OptimizerSpec
     schedule: ScheduleSpec
-    steps: int
-    seed: int = 0
+    steps: Annotated[int, Meta(ge=1, le=1_000_000_000)]
+    seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     exchange: Literal["shard"] = "shard"
     data: DataSpec = DataSpec()
     rollout: RolloutSpec = RolloutSpec()
@@ -201,25 +235,113 @@ class Topology(Table):
     emulated: bool = False  # set in resolved copies: [emulation] has replaced the real tables
 
 
-class TopologyError(ValueError):
-    """A topology that cannot be used: says which key of which file, and what would be accepted."""
-
-
 def decode(text: str, *, source: str, overrides: tuple[str, ...] = ()) -> Topology:
     """Topology from TOML text. `overrides` are `a.b=c` settings. Raises `TopologyError`."""
-    raise NotImplementedError
+    topology, problems = strict_toml.decode_struct(
+        text, Topology, source=source, overrides=overrides
+    )
+    for path, what in topology_rules.broken_rules(topology):
+        problems.add(path, what)
+    problems.raise_any()
+    return topology
 
 
 def emulate(topology: Topology) -> Topology:
-    """The topology with its [emulation] tables put in place. Raises `TopologyError` without one."""
-    raise NotImplementedError
+    """The topology with its [emulation] tables put in place. Raises `TopologyError` without one.
+
+    It runs no longer than the emulation's own schedule; applying it twice changes nothing.
+    """
+    if topology.emulated:
+        return topology
+    small = topology.emulation
+    if small is None:
+        raise TopologyError(
+            f"topology {topology.name}: has no [emulation] table, so it needs the hardware it "
+            "names; add [emulation.model], [emulation.train] and [emulation.schedule]"
+        )
+    length = small.schedule.warmup + small.schedule.stable + small.schedule.decay
+    return msgspec.structs.replace(
+        topology,
+        model=small.model,
+        train=small.train,
+        schedule=small.schedule,
+        steps=min(topology.steps, length),
+        actors=small.actors or topology.actors,
+        optimizer=small.optimizer or topology.optimizer,
+        rollout=small.rollout or topology.rollout,
+        emulation=None,
+        emulated=True,
+    )
 
 
 def to_toml(topology: Topology) -> str:
     """Text that `decode` turns into an equal topology."""
-    raise NotImplementedError
+    return tomli_w.dumps(_without_nones(to_dict(topology)))
 
 
 def to_dict(topology: Topology) -> dict[str, Any]:
     """Plain tables."""
     return msgspec.to_builtins(topology)
+
+
+def names() -> list[str]:
+    """The topologies that come with the code."""
+    return sorted(path.stem for path in TOPOLOGIES.glob("*.toml"))
+
+
+def find_topology(name_or_path: str) -> tuple[str, str]:
+    """Text of a topology and where it was found. Raises `TopologyError`, naming what there is."""
+    is_path = name_or_path.endswith(".toml") or os.sep in name_or_path
+    path = Path(name_or_path).expanduser() if is_path else TOPOLOGIES / f"{name_or_path}.toml"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TopologyError(_not_found(name_or_path, is_path)) from None
+    except (OSError, ValueError) as error:
+        raise TopologyError(f"{name_or_path}: cannot be read: {error}") from None
+    if len(data) > _MAX_BYTES:
+        raise TopologyError(f"{path}: larger than {_MAX_BYTES} bytes, so not a topology file")
+    try:
+        return data.decode("utf-8"), str(path)
+    except UnicodeDecodeError as error:
+        raise TopologyError(f"{path}: not UTF-8 text: byte {error.start} is wrong") from None
+
+
+def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Topology:
+    """Topology by name (`local`) or file. Raises `TopologyError`.
+
+    Relative paths in it count from the working directory and come back absolute, so that the
+    resolved copy in a run directory can be used from anywhere.
+    """
+    text, source = find_topology(name_or_path)
+    return absolute_paths(decode(text, source=source, overrides=overrides), Path.cwd())
+
+
+def absolute_paths(topology: Topology, base: Path) -> Topology:
+    """The topology with `~` expanded and relative data paths counted from `base`."""
+
+    def absolute(path: str) -> str:
+        return str(base / Path(path).expanduser()) if path else ""
+
+    data = topology.data
+    sources = tuple(msgspec.structs.replace(s, path=absolute(s.path)) for s in data.sources)
+    data = msgspec.structs.replace(data, sources=sources, tokenizer=absolute(data.tokenizer))
+    return msgspec.structs.replace(topology, data=data)
+
+
+def _not_found(name_or_path: str, is_path: bool) -> str:
+    known = names()
+    near = difflib.get_close_matches(name_or_path, known, n=1)
+    hint = f" did you mean `{near[0]}`?" if near else ""
+    what = "no such file" if is_path else "no topology of that name"
+    return (
+        f"{name_or_path}: {what};{hint} accepted: {', '.join(known)}, or the path of a .toml file"
+    )
+
+
+def _without_nones(value: Any) -> Any:
+    if isinstance(value, dict):
+        table = cast("dict[str, Any]", value)
+        return {k: _without_nones(v) for k, v in table.items() if v is not None}
+    return value

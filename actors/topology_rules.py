@@ -1,0 +1,229 @@
+"""Combinations of topology keys that cannot work, each with its key and the way out.
+
+What one key accepts is declared beside it (topology.py); here is what keys must agree on. Pure,
+except `check_paths`, which asks the file system and is therefore separate.
+"""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from actors.topology import (
+        ActorCounts,
+        DataSpec,
+        ModelSpec,
+        OptimizerSpec,
+        RolloutSpec,
+        ScheduleSpec,
+        Topology,
+    )
+
+Rule = tuple[str, str]  # key path, what is wrong and what would be accepted
+
+# Tensors a layer owns: q, k, v, o, gate, up, down, two SubLNs and four sandwich norms.
+_TENSORS_PER_LAYER = 13
+# Embedding, final norm, exit gate's weight and bias.
+_TENSORS_OUTSIDE = 4
+
+
+def broken_rules(topology: "Topology") -> list[Rule]:
+    """Every combination in `topology` that cannot work."""
+    return [
+        *_run(topology, ""),
+        *_hardware(topology),
+        *_data(topology.data, topology.actors),
+        *_supervision(topology),
+        *_emulation(topology),
+    ]
+
+
+def tensor_count(model: "ModelSpec") -> int:
+    """How many parameter tensors the model has: the most optimizer shards that have work."""
+    return model.layers * _TENSORS_PER_LAYER + _TENSORS_OUTSIDE + (not model.tie_embedding)
+
+
+def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
+    """Rules about the tables that [emulation] can replace."""
+    yield from _model(topology.model, f"{prefix}model")
+    yield from _schedule(topology.schedule, f"{prefix}schedule")
+    yield from _optimizer(topology.optimizer, f"{prefix}optimizer")
+    yield from _counts(topology.actors, topology.model, f"{prefix}actors")
+    if topology.actors.rollouts:
+        yield from _rollout(topology.rollout, topology.model, f"{prefix}rollout")
+
+
+def _model(model: "ModelSpec", path: str) -> Iterator[Rule]:
+    if model.dim % model.heads:
+        yield (
+            f"{path}.heads",
+            f"{model.heads} heads do not divide dim {model.dim}; accepted: a divisor of dim, with "
+            "dim / heads even",
+        )
+    elif (model.dim // model.heads) % 2:
+        yield (
+            f"{path}.heads",
+            f"dim / heads is {model.dim // model.heads}, but rotary embedding turns pairs of "
+            "channels; accepted: an even dim / heads",
+        )
+
+
+def _schedule(schedule: "ScheduleSpec", path: str) -> Iterator[Rule]:
+    if schedule.warmup + schedule.stable + schedule.decay < 1:
+        yield path, "warmup + stable + decay is 0; accepted: at least one step in all"
+
+
+def _optimizer(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
+    if optimizer.dense.kind == "muon":
+        yield (
+            f"{path}.dense.kind",
+            "Muon orthogonalises matrices, and this group holds vectors and the embedding; "
+            'accepted: "adamw"',
+        )
+    for name, group in (("matrices", optimizer.matrices), ("dense", optimizer.dense)):
+        if group.min_lr > group.lr:
+            yield (
+                f"{path}.{name}.min_lr",
+                f"{group.min_lr:g} is above lr = {group.lr:g}; accepted: 0 to lr",
+            )
+
+
+def _counts(actors: "ActorCounts", model: "ModelSpec", path: str) -> Iterator[Rule]:
+    tensors = tensor_count(model)
+    if actors.optimizer_shards > tensors:
+        yield (
+            f"{path}.optimizer_shards",
+            f"{actors.optimizer_shards} shards for a model of {tensors} parameter tensors; "
+            f"accepted: 1 to {tensors}",
+        )
+
+
+def _rollout(rollout: "RolloutSpec", model: "ModelSpec", path: str) -> Iterator[Rule]:
+    if rollout.max_new_tokens >= model.seq_len:
+        yield (
+            f"{path}.max_new_tokens",
+            f"{rollout.max_new_tokens} new tokens leave no room for a prompt in seq_len "
+            f"{model.seq_len}; accepted: less than seq_len",
+        )
+
+
+def _hardware(topology: "Topology") -> Iterator[Rule]:
+    wanted, trainers = topology.hardware, topology.actors.trainers
+    if topology.emulated:
+        return
+    if wanted.gpus and trainers > wanted.gpus:
+        yield (
+            "actors.trainers",
+            f"{trainers} trainers for hardware.gpus = {wanted.gpus}; accepted: one per GPU, so 1 "
+            f"to {wanted.gpus}",
+        )
+    if wanted.any and wanted.gpus:
+        yield "hardware.any", "contradicts hardware.gpus; accepted: any = false, or gpus = 0"
+
+
+def _data(data: "DataSpec", actors: "ActorCounts") -> Iterator[Rule]:
+    if not data.sources:
+        yield "data.sources", "is empty; accepted: at least one source"
+    for i, source in enumerate(data.sources):
+        path = f"data.sources.{i}"
+        if source.kind == "python_stdlib" and source.path:
+            yield f"{path}.path", 'kind "python_stdlib" finds itself; accepted: no path'
+        if source.kind != "python_stdlib" and not source.path:
+            yield f"{path}.path", f'kind "{source.kind}" needs one; accepted: a path, ~ and globs'
+        if source.kind == "directory" and not source.pattern:
+            yield f"{path}.pattern", 'is empty; accepted: a glob such as "**/*.py"'
+        if source.kind in ("jsonl", "parquet") and not source.field:
+            yield f"{path}.field", "is empty; accepted: the key or column that holds the text"
+    if data.held_out_share >= 1:
+        yield "data.held_out_share", "leaves nothing to train on; accepted: 0 to less than 1"
+    if actors.rollouts and data.held_out_share == 0:
+        yield (
+            "data.held_out_share",
+            "is 0, but rollouts cut their prompts from held-out files; accepted: more than 0, or "
+            "actors.rollouts = 0",
+        )
+
+
+def _supervision(topology: "Topology") -> Iterator[Rule]:
+    spec = topology.supervision
+    if spec.silence_s < 2 * spec.heartbeat_s:
+        yield (
+            "supervision.silence_s",
+            f"{spec.silence_s:g} would count one late beat as a death; accepted: at least twice "
+            f"heartbeat_s, {2 * spec.heartbeat_s:g}",
+        )
+    if spec.backoff_max_s < spec.backoff_s:
+        yield (
+            "supervision.backoff_max_s",
+            f"{spec.backoff_max_s:g} is below backoff_s = {spec.backoff_s:g}; accepted: backoff_s "
+            "or more",
+        )
+
+
+def _emulation(topology: "Topology") -> Iterator[Rule]:
+    small = topology.emulation
+    if small is None:
+        return
+    if topology.emulated:
+        yield "emulation", "has already been put in place (emulated = true); accepted: none"
+        return
+    emulated = msgspec.structs.replace(
+        topology,
+        model=small.model,
+        schedule=small.schedule,
+        actors=small.actors or topology.actors,
+        rollout=small.rollout or topology.rollout,
+        optimizer=small.optimizer or topology.optimizer,
+    )
+    for path, what in _run(emulated, "emulation."):
+        # An optimizer that is not the emulation's own has been judged above.
+        if small.optimizer or not path.startswith("emulation.optimizer."):
+            yield path, what
+
+
+# --- The file system ------------------------------------------------------------------------------
+
+
+def check_paths(topology: "Topology") -> list[str]:
+    """Paths named by `topology` that cannot be used, in words. Touches the file system only."""
+    problems: list[str] = []
+    for i, source in enumerate(topology.data.sources):
+        if source.kind != "python_stdlib":
+            what = _path_problem(source.path, directory=source.kind == "directory")
+            if what:
+                problems.append(f"data.sources.{i}.path: {what}")
+    if topology.data.tokenizer:
+        what = _path_problem(topology.data.tokenizer, directory=False)
+        if what:
+            problems.append(f"data.tokenizer: {what}")
+    return problems
+
+
+def _path_problem(text: str, *, directory: bool) -> str:
+    """What keeps `text`, a path or a glob, from being read; "" when nothing does."""
+    try:
+        expanded = str(Path(text).expanduser())
+        found = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(expanded) else []
+        if glob.has_magic(expanded) and not found and not Path(expanded).exists():
+            return f"no file matches {text}; accepted: a glob that matches, or a path"
+        return next(
+            (why for path in found or [expanded] if (why := _unusable(Path(path), directory))), ""
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"{text!r} cannot be used as a path: {error}"
+
+
+def _unusable(path: Path, directory: bool) -> str:
+    if not path.exists():
+        return f"{path} does not exist; accepted: a {'directory' if directory else 'file'}"
+    if path.is_dir():
+        allowed = os.access(path, os.R_OK | os.X_OK)
+    elif path.is_file():
+        allowed = os.access(path, os.R_OK)
+    else:
+        return f"{path} is neither a file nor a directory"
+    return "" if allowed else f"{path} may not be read by this user; change its permissions"
