@@ -341,7 +341,7 @@ class StepNeeds(Message):
 
 
 class ShardCommitted(Message):
-    """Shard k -> shard 0: my part of `version` is durable. Digests in the order of my parameters."""
+    """Shard k -> shard 0: my part of `version` is durable. Digests in my parameters' order."""
 
     version: int
     shard: int

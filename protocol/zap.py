@@ -1,0 +1,45 @@
+"""ZeroMQ's authentication protocol (ZAP, RFC 27), the deciding half: one request, one reply.
+
+libzmq asks at every handshake of a CURVE server. The user id of an admitted peer is its public
+key; every message it sends carries it, so that its role is looked up by key and never believed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.keys import Allow, z85
+
+ENDPOINT = "inproc://zeromq.zap.01"
+DOMAIN = b"trireme"
+_VERSION = b"1.0"
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`reply` for libzmq; `refused` says in words who was not let in ("" when let in)."""
+
+    reply: list[bytes]
+    refused: str
+
+
+def answer(request: Sequence[bytes], allow: Allow) -> Verdict:
+    """Decide about one handshake. `request`: the frames after the empty delimiter."""
+    number = request[1] if len(request) > 1 else b""
+    if len(request) != 7 or request[0] != _VERSION or request[5] != b"CURVE":
+        return _refuse(number, "a handshake that is not CURVE")
+    peer = request[3].decode(errors="replace")
+    if request[2] != DOMAIN or len(request[6]) != _KEY_BYTES:
+        return _refuse(number, f"a handshake from {peer} for another domain")
+    public_key = z85(request[6])
+    try:
+        admitted = allow(public_key)
+    except OSError as error:
+        return _refuse(number, f"{peer}: the allow-list cannot be read ({error})")
+    if admitted is None:
+        return _refuse(number, f"{peer}: key {public_key} is not on the allow-list")
+    return Verdict([_VERSION, number, b"200", b"OK", public_key.encode(), b""], "")
+
+
+def _refuse(number: bytes, why: str) -> Verdict:
+    return Verdict([_VERSION, number, b"400", b"not on the allow-list", b"", b""], why)
