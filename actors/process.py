@@ -170,6 +170,46 @@ def start(
     return who
 
 
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A child that answers over pipes. Its maker closes both ends and reaps it."""
+
+    who: Identity
+    to: int  # its stdin: we write
+    back: int  # its stdout: we read
+
+
+def start_helper(command: Sequence[str], *, env: Mapping[str, str]) -> Helper:
+    """Start a program whose stdin and stdout are pipes to us. Raises OSError.
+
+    It sees the end of its stdin when we die, and inherits no other descriptor of ours but stderr.
+    """
+    theirs_in, to = os.pipe()
+    back, theirs_out = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            command[0],
+            list(command),
+            env,
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
+            file_actions=(
+                (os.POSIX_SPAWN_DUP2, theirs_in, 0),
+                (os.POSIX_SPAWN_DUP2, theirs_out, 1),
+            ),
+        )
+    except OSError:
+        os.close(to)
+        os.close(back)
+        raise
+    finally:
+        os.close(theirs_in)
+        os.close(theirs_out)
+    who = identity(pid)  # ours to reap, so it cannot have vanished
+    assert who is not None
+    return Helper(who, to, back)
+
+
 def call(
     command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
