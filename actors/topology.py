@@ -108,6 +108,7 @@ class DataSpec(Table, frozen=True):
     credit: Count = 4  # samples a worker may hold
     lookahead_batches: Count = 4  # steps composed ahead of the trainers
     held_out_share: Share = 0.02  # of the files; prompts for rollouts are cut from these
+    augment_share: Share = 0.0  # of Python samples, per epoch, whose local variables are renamed
     max_sample_bytes: Size = 4_000_000
     max_deaths_per_sample: Count = 3
     tokenizer: str = ""  # path of a tokenizer.json; "": trained on the corpus at first use
