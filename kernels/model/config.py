@@ -1,0 +1,53 @@
+"""What a LoopLM is made of. Field names are those of the topology's [model] table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+# Widths of feed-forward layers are multiples of this: matrix units like it.
+FFN_MULTIPLE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A LoopLM (Ouro) of ternary layers (BitNet b1.58). Raises `ValueError` when impossible."""
+
+    dim: int
+    layers: int
+    heads: int
+    loops: int
+    ffn_dim: int = 0  # 0: 8/3 of dim, rounded up to a multiple of 64
+    vocab_size: int = 50257
+    seq_len: int = 1024
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    tie_embedding: bool = True
+    ternary: bool = True  # False: full-precision linear layers, for comparison
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "loops", "vocab_size", "seq_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % (2 * self.heads):
+            raise ValueError(
+                f"model.dim = {self.dim} cannot be split into {self.heads} heads of even width "
+                "(rotary embedding turns pairs): make it a multiple of twice model.heads"
+            )
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Self:
+        """From a mapping, such as a topology's model table; fields unknown here are left alone."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in table.items() if name in known})
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layers."""
+        return self.ffn_dim or -(-8 * self.dim // (3 * FFN_MULTIPLE)) * FFN_MULTIPLE

@@ -1,0 +1,240 @@
+"""The layers of a LoopLM: linear maps (ternary or not), norms, attention, feed-forward.
+
+Shapes: B rows of a batch, S positions, C width (dim), H heads, D width of a head, F hidden width of
+the feed-forward layer, L cached positions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kernels.model.config import ModelConfig
+from kernels.precision.ternary import Ternary, carrier, quantise, ternary_project
+
+Mode = Literal["master", "codes"]
+
+
+class TernaryLinear(nn.Module):
+    """A ternary weight (out, in), without bias. Both modes compute the same bits.
+
+    "master": `weight` is the float master; `requantise` makes codes and scale from it.
+    "codes": codes and scale are given (`load`); `weight` is a carrier of one element, which exists
+    so that dW has somewhere to arrive: 1 byte a weight in all.
+    """
+
+    def __init__(self, inputs: int, outputs: int, mode: Mode) -> None:
+        super().__init__()
+        self.mode: Mode = mode
+        if mode == "master":
+            self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+        else:
+            self.weight = carrier(outputs, inputs)
+        self.codes: Tensor
+        self.scale: Tensor
+        codes = torch.zeros(outputs, inputs, dtype=torch.int8)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    @property
+    def ternary(self) -> Ternary:
+        """Codes and scale as they are now."""
+        return Ternary(self.codes, self.scale)
+
+    @torch.no_grad()
+    def load(self, codes: Tensor, scale: Tensor | float) -> None:
+        """Take over codes (int8, this shape) and scale. Raises `ValueError` on another shape."""
+        if codes.shape != self.weight.shape or codes.dtype != torch.int8:
+            raise ValueError(
+                f"codes are {codes.dtype} of shape {tuple(codes.shape)}; "
+                f"this layer takes torch.int8 of shape {tuple(self.weight.shape)}"
+            )
+        self.codes.copy_(codes)
+        self.scale.fill_(scale)
+
+    @torch.no_grad()
+    def requantise(self) -> None:
+        """In master mode, bring codes and scale up to date with the master; else nothing."""
+        if self.mode == "master":
+            # New tensors rather than new contents: a graph of an earlier forward may hold the old.
+            self.codes, self.scale = quantise(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return ternary_project(x, [self.weight], [self.ternary])[0]
+
+
+class DenseLinear(nn.Module):
+    """A full-precision weight (out, in), without bias: for comparison."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return functional.linear(x, self.weight)
+
+
+Linear = TernaryLinear | DenseLinear
+
+
+def linear(config: ModelConfig, inputs: int, outputs: int, mode: Mode) -> Linear:
+    """The kind of linear layer `config` asks for."""
+    return TernaryLinear(inputs, outputs, mode) if config.ternary else DenseLinear(inputs, outputs)
+
+
+def project(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
+    """`x` through several layers side by side. Ternary ones share the rounding of `x`."""
+    ternary = [layer for layer in layers if isinstance(layer, TernaryLinear)]
+    if len(ternary) < len(layers):
+        return tuple(layer(x) for layer in layers)
+    return ternary_project(x, [t.weight for t in ternary], [t.ternary for t in ternary])
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x / rms(x) * w. By hand: a third of the time of autograd's decomposition on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w_C: Tensor, eps: float) -> Tensor:
+        inverse = x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w_C, inverse)
+        return (x * inverse).mul_(w_C)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, w_C, inverse = ctx.saved_tensors
+        unit = x * inverse
+        dw_C = (dy * unit).flatten(0, -2).sum(dim=0)
+        dunit = dy * w_C
+        along = (dunit * unit).mean(dim=-1, keepdim=True)
+        return dunit.addcmul_(unit, along, value=-1.0).mul_(inverse), dw_C, None
+
+
+class RmsNorm(nn.Module):
+    """Root mean square norm over the last dimension, with a gain."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> the same shape."""
+        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
+        return out
+
+
+def rotary_tables(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., S, 1, D) for integer `positions` (..., S): pairs are (i, i + D/2)."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
+    angles = positions.double()[..., None] * base ** (-exponents / head_dim)
+    angles = torch.cat((angles, angles), dim=-1).unsqueeze(-2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding."""
+    a, b = x_BSHD.chunk(2, dim=-1)
+    return x_BSHD * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Memory(Protocol):
+    """Keys and values of earlier positions, for one attention layer in one loop."""
+
+    def extend(self, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append; returns all keys and values (B, H, L, D) and a mask (B, 1, S, L) or None."""
+        ...
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; SubLN before the output map (BitNet 2B4T)."""
+
+    def __init__(self, config: ModelConfig, mode: Mode) -> None:
+        super().__init__()
+        C = config.dim
+        self.heads = config.heads
+        self.q = linear(config, C, C, mode)
+        self.k = linear(config, C, C, mode)
+        self.v = linear(config, C, C, mode)
+        self.sub_norm = RmsNorm(C, config.norm_eps)
+        self.o = linear(config, C, C, mode)
+
+    def forward(self, x_BSC: Tensor, cos: Tensor, sin: Tensor, memory: Memory | None) -> Tensor:
+        """(B, S, C) -> (B, S, C)."""
+        B, S, C = x_BSC.shape
+        q, k, v = project(x_BSC, (self.q, self.k, self.v))
+        heads = (B, S, self.heads, C // self.heads)
+        q_BHSD = rotate(q.view(heads), cos, sin).transpose(1, 2)
+        k_BHSD = rotate(k.view(heads), cos, sin).transpose(1, 2)
+        v_BHSD = v.view(heads).transpose(1, 2)
+        mask: Tensor | None = None
+        if memory is not None:
+            k_BHSD, v_BHSD, mask = memory.extend(k_BHSD, v_BHSD)
+        # Without a mask: as many keys as queries are causal, a single query may see every key.
+        causal = mask is None and S > 1
+        y = functional.scaled_dot_product_attention(
+            q_BHSD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=causal
+        )
+        return self.o(self.sub_norm(y.transpose(1, 2).reshape(B, S, C)))
+
+
+class _ReluSquaredGate(torch.autograd.Function):
+    """relu(gate)^2 * up, keeping only its two inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return gate.relu().square_().mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (dy,) = grads
+        gate, up = ctx.saved_tensors
+        positive = gate.relu()
+        dy_positive = dy * positive
+        dup = dy_positive * positive
+        return dy_positive.mul_(up).mul_(2.0), dup
+
+
+class FeedForward(nn.Module):
+    """down(norm(relu(gate x)^2 * up x)): squared ReLU gate and SubLN (BitNet 2B4T)."""
+
+    def __init__(self, config: ModelConfig, mode: Mode) -> None:
+        super().__init__()
+        C, F = config.dim, config.hidden
+        self.gate = linear(config, C, F, mode)
+        self.up = linear(config, C, F, mode)
+        self.sub_norm = RmsNorm(F, config.norm_eps)
+        self.down = linear(config, F, C, mode)
+
+    def forward(self, x_BSC: Tensor) -> Tensor:
+        """(B, S, C) -> (B, S, C)."""
+        gate, up = project(x_BSC, (self.gate, self.up))
+        hidden: Tensor = _ReluSquaredGate.apply(gate, up)
+        return self.down(self.sub_norm(hidden))
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each between two norms (sandwich; Ouro, section 1a)."""
+
+    def __init__(self, config: ModelConfig, mode: Mode) -> None:
+        super().__init__()
+        C, eps = config.dim, config.norm_eps
+        self.attention_norm_in = RmsNorm(C, eps)
+        self.attention = Attention(config, mode)
+        self.attention_norm_out = RmsNorm(C, eps)
+        self.ffn_norm_in = RmsNorm(C, eps)
+        self.ffn = FeedForward(config, mode)
+        self.ffn_norm_out = RmsNorm(C, eps)
+
+    def forward(
+        self, x_BSC: Tensor, cos: Tensor, sin: Tensor, memory: Memory | None = None
+    ) -> Tensor:
+        """(B, S, C) -> (B, S, C)."""
+        attended = self.attention(self.attention_norm_in(x_BSC), cos, sin, memory)
+        x_BSC = x_BSC + self.attention_norm_out(attended)
+        return x_BSC + self.ffn_norm_out(self.ffn(self.ffn_norm_in(x_BSC)))

@@ -1,0 +1,151 @@
+"""LoopLM: embedding, the looped stack, exit gate and head, and how its parameters come and go.
+
+Parameter names, shapes and order are those of `actors/parameters.py`.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kernels.model.config import ModelConfig
+from kernels.model.initialise import init_parameter
+from kernels.model.layers import Layer, Memory, Mode, RmsNorm, TernaryLinear, rotary_tables
+from kernels.model.loop import run_loops
+from kernels.precision.ternary import quantise
+
+
+class _Weight(nn.Module):
+    """A bare matrix that has the name `<module>.weight`."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(rows, columns))
+
+
+class LoopLM(nn.Module):
+    """A looped language model, built with all matrices zero: `initialise` or load values.
+
+    `mode` says where ternary layers get their codes from (see `TernaryLinear`); it means nothing
+    to a model with `ternary = False`.
+    """
+
+    def __init__(self, config: ModelConfig, mode: Mode = "master") -> None:
+        super().__init__()
+        self.config = config
+        C, V = config.dim, config.vocab_size
+        self.embedding = _Weight(V, C)
+        self.layers = nn.ModuleList(Layer(config, mode) for _ in range(config.layers))
+        self.norm = RmsNorm(C, config.norm_eps)
+        self.exit_gate = nn.Linear(C, 1)
+        self.head = None if config.tie_embedding else _Weight(V, C)
+        self._ternary = {
+            f"{name}.weight": module
+            for name, module in self.named_modules()
+            if isinstance(module, TernaryLinear)
+        }
+        self._held = False
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The (V, C) matrix that turns states into logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def ternary_layers(self) -> dict[str, TernaryLinear]:
+        """The ternary layers by the name of their parameter, in order."""
+        return self._ternary
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Version 0: every parameter as `init_parameter` makes it from (seed, name)."""
+        for name, parameter in self.named_parameters():
+            value = init_parameter(name, parameter.shape, seed, self.config.init_std)
+            layer = self._ternary.get(name)
+            if layer is not None and layer.mode == "codes":
+                layer.load(*quantise(value))
+            else:
+                parameter.copy_(value)
+
+    @torch.no_grad()
+    def load_dense(self, name: str, value: Tensor) -> None:
+        """Overwrite one float parameter. Raises `ValueError` on another shape or a ternary name."""
+        parameter = self.get_parameter(name)
+        layer = self._ternary.get(name)
+        if value.shape != parameter.shape or (layer is not None and layer.mode == "codes"):
+            raise ValueError(
+                f"{name} has shape {tuple(parameter.shape)} and "
+                f"{'takes codes' if layer is not None else 'takes floats'}; "
+                f"got {value.dtype} of shape {tuple(value.shape)}"
+            )
+        parameter.copy_(value)
+
+    def requantise(self) -> None:
+        """Bring all codes up to date with their masters. Every forward pass does it by itself."""
+        for layer in self._ternary.values():
+            layer.requantise()
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Within: weights are promised not to change, so codes are not made anew each forward.
+
+        Costs no memory: codes exist anyway. Means nothing in "codes" mode.
+        """
+        self.requantise()
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def states(
+        self,
+        tokens_BS: Tensor,
+        *,
+        positions: Tensor | None = None,
+        memory: Callable[[int, int], Memory] | None = None,
+    ) -> list[Tensor]:
+        """h_1 .. h_T, each (B, S, C), for int64 tokens (B, S).
+
+        `positions` (S,) or (B, S) default to 0 .. S - 1; `memory(loop, layer)` caches keys.
+        """
+        if not self._held:
+            self.requantise()
+        rotary = (
+            self._tables(tokens_BS)
+            if positions is None
+            else rotary_tables(positions, self.config.head_dim, self.config.rope_base)
+        )
+        return run_loops(
+            self.layers,
+            self.norm,
+            functional.embedding(tokens_BS, self.embedding.weight),
+            rotary,
+            loops=self.config.loops,
+            checkpointing=self.config.activation_checkpointing and memory is None,
+            memory=memory,
+        )
+
+    def _tables(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables of positions 0 .. S - 1, kept as long as they are long enough."""
+        S = tokens_BS.shape[1]
+        kept = self._rotary
+        if kept is None or kept[0].shape[0] < S or kept[0].device != tokens_BS.device:
+            positions = torch.arange(max(S, self.config.seq_len), device=tokens_BS.device)
+            kept = rotary_tables(positions, self.config.head_dim, self.config.rope_base)
+            self._rotary = kept
+        return kept[0][:S], kept[1][:S]
+
+    def gates(self, h: Tensor) -> Tensor:
+        """Logits of leaving after the turn that made `h` (..., C): (...,)."""
+        return self.exit_gate(h).squeeze(-1)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., C) -> (..., V). The same head after every turn; the state is already normed."""
+        return functional.linear(h, self.head_weight)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Logits after every turn, (T, B, S, V). For training use `objective`, which is bounded."""
+        return torch.stack([self.logits(h) for h in self.states(tokens_BS)])
