@@ -1,0 +1,27 @@
+"""Small signed integers, several in a byte: what 2- and 4-bit codes look like stored and sent."""
+
+import torch
+from torch import Tensor
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """`codes` (n,) of `bits` 2 or 4, two's complement, the first in the lowest bits: uint8.
+
+    The last byte is filled up with zero codes.
+    """
+    each = 8 // bits
+    low = codes.to(torch.uint8) & ((1 << bits) - 1)
+    rest = -low.numel() % each
+    low = (torch.nn.functional.pad(low, (0, rest)) if rest else low).view(-1, each)
+    packed = low[:, 0]
+    for place in range(1, each):
+        packed = packed | (low[:, place] << (bits * place))
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` codes of `packed`: (count,) int8."""
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    half = 1 << (bits - 1)
+    raw = ((packed[:, None] >> places) & ((1 << bits) - 1)).view(-1)[:count].to(torch.int8)
+    return (raw ^ half) - half  # sign extension
