@@ -66,8 +66,13 @@ def decode_struct(
 
     Raises `TopologyError` naming file, key, what was found and what would be accepted.
     """
-    tables = parse(text, source)
-    problems = Problems(source, text, overrides)
+    return decode_tables(parse(text, source), kind, Problems(source, text, overrides), overrides)
+
+
+def decode_tables(
+    tables: dict[str, Any], kind: type[T], problems: Problems, overrides: Sequence[str] = ()
+) -> tuple[T, Problems]:
+    """As `decode_struct`, from plain tables, which it changes. Raises `TopologyError`."""
     for override in overrides:
         _apply(tables, override)
     value = _struct(tables, kind, "", problems)
@@ -234,13 +239,19 @@ def _keys(kind: type[msgspec.Struct]) -> str:
 
 
 def _found(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string"}
+    names: Mapping[type[object], str] = {
+        bool: "boolean",
+        int: "integer",
+        float: "number",
+        str: "string",
+    }
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
         return "an array"
     shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
-    return f"{_shorten(shown)} ({names.get(type(value), type(value).__name__)})"
+    kind = cast("type[object]", type(value))
+    return f"{_shorten(shown)} ({names.get(kind, kind.__name__)})"
 
 
 def _shorten(text: str) -> str:

@@ -15,9 +15,7 @@ import tomli_w
 from msgspec import Meta
 
 from actors import strict_toml, topology_rules
-from actors.strict_toml import TopologyError
-
-__all__ = ["TopologyError", "decode", "emulate", "find_topology", "load", "names", "to_toml"]
+from actors.strict_toml import TopologyError as TopologyError
 
 # What a key accepts. Upper bounds only keep a slip of the finger from asking for the impossible.
 Count = Annotated[int, Meta(ge=1, le=100_000)]
@@ -238,9 +236,17 @@ class Topology(Table, frozen=True):
 
 def decode(text: str, *, source: str, overrides: tuple[str, ...] = ()) -> Topology:
     """Topology from TOML text. `overrides` are `a.b=c` settings. Raises `TopologyError`."""
-    topology, problems = strict_toml.decode_struct(
-        text, Topology, source=source, overrides=overrides
-    )
+    return _checked(*strict_toml.decode_struct(text, Topology, source=source, overrides=overrides))
+
+
+def override(topology: Topology, overrides: tuple[str, ...], *, source: str) -> Topology:
+    """`topology` with `a.b=c` settings put on top. Raises `TopologyError`."""
+    problems = strict_toml.Problems(source, "", overrides)
+    tables = _without_nones(to_dict(topology))
+    return _checked(*strict_toml.decode_tables(tables, Topology, problems, overrides))
+
+
+def _checked(topology: Topology, problems: strict_toml.Problems) -> Topology:
     for path, what in topology_rules.broken_rules(topology):
         problems.add(path, what)
     problems.raise_any()
