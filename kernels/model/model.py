@@ -3,8 +3,7 @@
 Parameter names, shapes and order are those of `actors/parameters.py`.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +45,11 @@ class LoopLM(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, TernaryLinear)
         }
-        self._held = False
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        cos, sin = rotary_tables(torch.arange(config.seq_len), config.head_dim, config.rope_base)
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     @property
     def head_weight(self) -> Tensor:
@@ -87,37 +89,28 @@ class LoopLM(nn.Module):
         for layer in self._ternary.values():
             layer.requantise()
 
-    @contextmanager
-    def held(self) -> Generator[None]:
-        """Within: weights are promised not to change, so codes are not made anew each forward.
-
-        Costs no memory: codes exist anyway. Means nothing in "codes" mode.
-        """
-        self.requantise()
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-
     def states(
         self,
         tokens_BS: Tensor,
         *,
         positions: Tensor | None = None,
         memory: Callable[[int, int], Memory] | None = None,
+        requantise: bool = True,
     ) -> list[Tensor]:
         """h_1 .. h_T, each (B, S, C), for int64 tokens (B, S).
 
         `positions` (S,) or (B, S) default to 0 .. S - 1; `memory(loop, layer)` caches keys.
+        Without `requantise` masters are promised not to have changed since it was last done.
         """
-        if not self._held:
+        if requantise:
             self.requantise()
-        rotary = (
-            self._tables(tokens_BS)
-            if positions is None
-            else rotary_tables(positions, self.config.head_dim, self.config.rope_base)
-        )
+        S = tokens_BS.shape[1]
+        if positions is None and self.config.seq_len >= S:
+            rotary = self.cos[:S], self.sin[:S]
+        else:
+            if positions is None:
+                positions = torch.arange(S, device=tokens_BS.device)
+            rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_base)
         return run_loops(
             self.layers,
             self.norm,
@@ -127,16 +120,6 @@ class LoopLM(nn.Module):
             checkpointing=self.config.activation_checkpointing and memory is None,
             memory=memory,
         )
-
-    def _tables(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables of positions 0 .. S - 1, kept as long as they are long enough."""
-        S = tokens_BS.shape[1]
-        kept = self._rotary
-        if kept is None or kept[0].shape[0] < S or kept[0].device != tokens_BS.device:
-            positions = torch.arange(max(S, self.config.seq_len), device=tokens_BS.device)
-            kept = rotary_tables(positions, self.config.head_dim, self.config.rope_base)
-            self._rotary = kept
-        return kept[0][:S], kept[1][:S]
 
     def gates(self, h: Tensor) -> Tensor:
         """Logits of leaving after the turn that made `h` (..., C): (...,)."""

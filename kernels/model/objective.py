@@ -18,9 +18,9 @@ from kernels.model.model import LoopLM
 
 # Shapes: T loops, B rows, S = seq_len positions, N = B S tokens, V vocabulary, C width.
 
-# Elements of logits held at once: 4 MiB stays within a core's share of cache, and the matrix
-# products are large enough to run at full speed. Only speed and memory depend on it.
-LOGIT_ELEMENTS = 1 << 20
+# Elements of logits made at once: 2 MiB stay within a core's share of cache, and the matrix
+# products are large enough to run at full speed. Only speed, memory and last bits depend on it.
+LOGIT_ELEMENTS = 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +111,17 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         *states_NC: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ce_TN = torch.empty_like(weight_TN)
+        # Two buffers for all chunks: fresh memory each time would cost a page fault every 4 KiB.
+        rows = min(chunk, len(targets_N))
+        logits_NV, log_p_NV = w_VC.new_empty(2, rows, w_VC.shape[0])
         dw_VC = torch.zeros_like(w_VC) if learn else None
         dstates = [torch.empty_like(h) for h in states_NC] if learn else []
         for t, h_NC in enumerate(states_NC):
             for start in range(0, h_NC.shape[0], chunk):
                 part = slice(start, start + chunk)
                 h, target, weight = h_NC[part], targets_N[part, None], weight_TN[t, part, None]
-                log_p = torch.log_softmax(h @ w_VC.mT, dim=-1)
+                logits = torch.mm(h, w_VC.mT, out=logits_NV[: len(h)])
+                log_p = torch.log_softmax(logits, dim=-1, out=log_p_NV[: len(h)])
                 ce_TN[t, part] = -log_p.gather(1, target).squeeze(1)
                 if dw_VC is None:
                     continue

@@ -73,7 +73,7 @@ def integer_product(q_NI: Tensor, codes_OI: Tensor, dtype: torch.dtype) -> Tenso
     (N, I), O = q_NI.shape, codes_OI.shape[0]  # noqa: E741 - the maths' letters
     # cuBLASLt wants more than 16 rows and multiples of 8. Same bits either way.
     if not q_NI.is_cuda or (N > 16 and I % 8 == 0 and O % 8 == 0):
-        return torch._int_mm(q_NI, codes_OI.mT)  # pyright: ignore[reportPrivateImportUsage]
+        return torch._int_mm(q_NI, codes_OI.mT)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     assert I * 127 < EXACT_SUM
     return q_NI.to(dtype) @ codes_OI.to(dtype).mT
 

@@ -90,7 +90,7 @@ class Generation:
         *,
         seeds: Sequence[int],
         max_new_tokens: int,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling = Sampling(),
         eos: int | None = None,
         group: int = 1,
         share_loops: bool = False,
@@ -106,6 +106,7 @@ class Generation:
         self._log_probs: list[list[float]] = [[] for _ in range(count)]
         self._drawn: list[list[float]] = [[] for _ in range(count)]
         self._ended = [False] * count
+        model.requantise()
         device = model.head_weight.device
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
@@ -122,20 +123,22 @@ class Generation:
         self._cache.repeated(group)
         self._logits_BV = logits_BV.repeat_interleave(group, dim=0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits (B, V) of what follows the last of the new tokens."""
         S = tokens_BS.shape[1]
-        with self._model.held():
-            states = self._model.states(
-                tokens_BS, positions=self._cache.positions(S), memory=self._cache.slot
-            )
+        states = self._model.states(
+            tokens_BS,
+            positions=self._cache.positions(S),
+            memory=self._cache.slot,
+            requantise=False,
+        )
         self._cache.advance(S)
         return self._model.logits(states[-1][:, -1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def advance(self) -> bool:
-        """One more token for every sequence that has not ended. False when nothing is left to do."""
+        """One more token for every sequence that has not ended. False when all is done."""
         if self._left == 0 or all(self._ended):
             return False
         log_p_BV = restrict(self._logits_BV, self._sampling)
@@ -185,7 +188,7 @@ def generate(
     *,
     seeds: Sequence[int],
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),
     eos: int | None = None,
     group: int = 1,
     share_loops: bool = False,
