@@ -16,7 +16,7 @@ handing any of them over; only peers inside the 0700 directory or with an admitt
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import msgpack
 import msgspec
@@ -64,21 +64,35 @@ class Decoded:
 
 def encode(envelope: Envelope, message: Message) -> tuple[bytes, bytes]:
     """Envelope and body as they travel. Raises `Unsendable`."""
+    return pack_envelope(envelope), pack_body(message)
+
+
+def pack_envelope(envelope: Envelope) -> bytes:
+    """The first part of a message. Raises `Unsendable`."""
+    try:
+        head = _packb(msgspec.to_builtins(envelope))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Unsendable(f"envelope of {envelope.kind}: {error}") from error
+    if len(head) > MAX_ENVELOPE_BYTES:
+        raise Unsendable(f"envelope of {envelope.kind}: longer than {MAX_ENVELOPE_BYTES} bytes")
+    return head
+
+
+def pack_body(message: Message) -> bytes:
+    """The second part of a message. Raises `Unsendable`."""
     kind = type(message).__name__
     try:
+        plain = msgspec.to_builtins(message)
         if kind in _OPEN_KINDS:
-            _check_plain(msgspec.to_builtins(message))
-        head = msgpack.packb(msgspec.to_builtins(envelope))
-        body = msgpack.packb(msgspec.to_builtins(message))
+            _check_plain(plain)
+        body = _packb(plain)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Unsendable(f"{kind} holds something that cannot be encoded: {error}") from error
-    if len(head) > MAX_ENVELOPE_BYTES:
-        raise Unsendable(f"envelope of {kind}: {len(head)} bytes, limit {MAX_ENVELOPE_BYTES}")
     if len(body) > MAX_BODY_BYTES:
         raise Unsendable(
             f"body of {kind}: {len(body)} bytes, limit {MAX_BODY_BYTES}; put bulk into frames"
         )
-    return head, body
+    return body
 
 
 def decode(parts: Sequence[Buffer]) -> Decoded:
@@ -99,6 +113,10 @@ def decode(parts: Sequence[Buffer]) -> Decoded:
     except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
         raise Malformed(f"body of {envelope.kind}: {error}") from error
     return Decoded(envelope, message, tuple(memoryview(part).cast("B") for part in parts[2:]))
+
+
+def _packb(plain: object) -> bytes:
+    return cast("bytes", msgpack.packb(plain))
 
 
 def _decode_envelope(part: Buffer) -> Envelope:
@@ -124,8 +142,9 @@ def _unpack(part: Buffer, limit: int, what: str) -> Any:
         raise Malformed(f"{what}: {size} bytes, limit {limit}")
     # An array or map cannot have more entries than there are bytes to hold them.
     items = min(MAX_ITEMS, size)
+    found: Any
     try:
-        return msgpack.unpackb(
+        found = msgpack.unpackb(
             part,
             raw=False,
             use_list=True,
@@ -138,21 +157,25 @@ def _unpack(part: Buffer, limit: int, what: str) -> Any:
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise Malformed(f"{what}: not msgpack within the limits: {error}") from error
+    return found
 
 
 def _check_plain(value: object) -> None:
-    """Refuse nesting beyond `MAX_DEPTH` and anything that is not JSON-like. Raises `ValueError`."""
+    """Refuse nesting beyond `MAX_DEPTH` and anything that is not JSON-like.
+
+    Raises `ValueError` or `TypeError`.
+    """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                inner.extend(item.keys())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-                inner.extend(item.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+                inner.extend(item.keys())  # pyright: ignore[reportUnknownArgumentType]
+                inner.extend(item.values())  # pyright: ignore[reportUnknownArgumentType]
             elif isinstance(item, list | tuple):
                 inner.extend(item)  # pyright: ignore[reportUnknownArgumentType]
             elif not isinstance(item, _PLAIN):
-                raise ValueError(f"a value of type {type(item).__name__} is not plain data")
+                raise TypeError(f"a value of type {type(item).__name__} is not plain data")
         if not inner:
             return
         level = inner

@@ -38,7 +38,7 @@ class Frames:
             raise Malformed(f"dtype {array.dtype.name} does not travel; one of {sorted(DTYPES)}")
         ref = TensorRef(dtype=array.dtype.name, shape=array.shape, frame=len(self.parts))
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.parts.append(memoryview(flat))
+        self.parts.append(flat.data)
         return ref
 
 

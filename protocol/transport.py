@@ -72,6 +72,17 @@ class Received:
     frames: tuple[memoryview, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A message that has been checked and encoded, but for its envelope."""
+
+    channel: str
+    kind: str
+    body: bytes
+    frames: tuple[codec.Buffer, ...]
+    nbytes: int
+
+
 @dataclass(slots=True)
 class _Port:
     """One socket and what is known about its far side."""
@@ -86,7 +97,9 @@ class _Port:
     seq: int = 0
     up: bool = False  # handshake done; only known where there is a monitor
     trouble: str = ""
-    admitted: dict[str, tuple[float, Admission | None]] = field(default_factory=dict)
+    admitted: dict[str, tuple[float, Admission | None]] = field(
+        default_factory=dict[str, "tuple[float, Admission | None]"]
+    )
 
 
 def new_keypair() -> tuple[str, str]:
@@ -234,42 +247,45 @@ class Node:
         Telemetry that finds no room is dropped and counted. Raises `Unsendable` for messages that
         no receiver would accept.
         """
-        port = self._ports[name]
-        self._check_sendable(port, message, frames)
-        route = b""
+        return self.send_packed(self.pack(name, message, frames), to=to, step=step)
+
+    def pack(self, name: str, message: Message, frames: Sequence[codec.Buffer] = ()) -> Packed:
+        """Check and encode a message for channel `name`. Any thread may. Raises `Unsendable`."""
+        spec, kind = channel(name), type(message).__name__
+        if not spec.allows(self.role, message):
+            raise Unsendable(f"{self.name} may not say {kind} on {name}: see channels.py")
+        if len(frames) > codec.MAX_FRAMES:
+            raise Unsendable(f"{kind} with {len(frames)} frames; the limit is {codec.MAX_FRAMES}")
+        body = codec.pack_body(message)
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        if max(sizes, default=0) > spec.max_part_bytes:
+            raise Unsendable(
+                f"{kind} with a frame of {max(sizes)} bytes on {name}; the limit is "
+                f"{spec.max_part_bytes}"
+            )
+        return Packed(name, kind, body, tuple(frames), len(body) + sum(sizes))
+
+    def send_packed(self, packed: Packed, *, to: str = "", step: int = 0) -> Sent:
+        """`send` for a message packed before."""
+        port = self._ports[packed.channel]
+        parts: list[codec.Buffer] = []
         if port.side == "router":
-            found = self._gate.route(name, to)
-            if found is None:
+            route = self._gate.route(port.name, to)
+            if route is None:
                 self._gate.counts["no_peer"] += 1
                 return Sent.NO_PEER
-            route = found
-        kind = type(message).__name__
-        envelope = Envelope(WIRE_VERSION, kind, self.name, self.incarnation, port.seq, step)
-        parts: list[codec.Buffer] = [*codec.encode(envelope, message), *frames]
-        result = self._hand_over(port, [route, *parts] if route else parts, to)
+            parts.append(route)
+        envelope = Envelope(WIRE_VERSION, packed.kind, self.name, self.incarnation, port.seq, step)
+        head = codec.pack_envelope(envelope)
+        result = self._hand_over(port, [*parts, head, packed.body, *packed.frames], to)
         if result is Sent.SENT:
             port.seq += 1
             self._gate.counts["sent"] += 1
-            self._gate.counts["bytes_out"] += sum(memoryview(part).nbytes for part in parts)
+            self._gate.counts["bytes_out"] += len(head) + packed.nbytes
         elif port.side == "push":
             port.seq += 1  # the receiver sees the gap
             self._gate.counts["dropped_telemetry"] += 1
         return result
-
-    def _check_sendable(
-        self, port: _Port, message: Message, frames: Sequence[codec.Buffer]
-    ) -> None:
-        kind = type(message).__name__
-        if not port.channel.allows(self.role, message):
-            raise Unsendable(f"{self.name} may not say {kind} on {port.name}: see channels.py")
-        if len(frames) > codec.MAX_FRAMES:
-            raise Unsendable(f"{kind} with {len(frames)} frames; the limit is {codec.MAX_FRAMES}")
-        longest = max((memoryview(frame).nbytes for frame in frames), default=0)
-        if longest > port.channel.max_part_bytes:
-            raise Unsendable(
-                f"{kind} with a frame of {longest} bytes on {port.name}; "
-                f"the limit is {port.channel.max_part_bytes}"
-            )
 
     def _hand_over(self, port: _Port, parts: list[codec.Buffer], to: str) -> Sent:
         try:
@@ -297,19 +313,22 @@ class Node:
         poller = self._pollers.get(key)
         if poller is None:
             poller = self._pollers[key] = self._make_poller(key)
-        ready = {socket for socket, _ in poller.poll(math.ceil(max(0.0, timeout_s) * 1000))}
+        ready: set[zmq.Socket[bytes] | int] = {
+            socket for socket, _ in poller.poll(math.ceil(max(0.0, timeout_s) * 1000))
+        }
         if self._wake_fd in ready:
             self._clear_wake()
         return self._take(ready)
 
-    def drain(self) -> list[Received]:
+    def drain(self, only: Collection[str] | None = None) -> list[Received]:
         """What has arrived, without waiting; `pending` tells whether there may be more."""
         self._clear_wake()
-        return self._take(None)
+        return self._take(set(self._listening(None if only is None else frozenset(only))))
 
-    def filenos(self) -> list[int]:
-        """Descriptors whose readability means: call `drain`."""
-        return [self._wake_fd, *(socket.getsockopt(zmq.FD) for socket in self._listening(None))]
+    def filenos(self, only: Collection[str] | None = None) -> list[int]:
+        """Descriptors whose readability means: call `drain` with the same `only`."""
+        sockets = self._listening(None if only is None else frozenset(only))
+        return [self._wake_fd, *(int(socket.getsockopt(zmq.FD)) for socket in sockets)]
 
     def wake(self) -> None:
         """Make a `poll` in the owning thread return. The one method other threads may call."""
@@ -337,16 +356,16 @@ class Node:
             poller.register(socket, zmq.POLLIN)
         return poller
 
-    def _take(self, ready: "set[zmq.Socket[bytes] | int] | None") -> list[Received]:
-        """Read what is there from the sockets in `ready` (None: from all)."""
+    def _take(self, ready: "set[zmq.Socket[bytes] | int]") -> list[Received]:
+        """Read what is there from the sockets in `ready`."""
         self.pending = False
-        if self._zap is not None and (ready is None or self._zap in ready):
+        if self._zap is not None and self._zap in ready:
             self._answer_zap(self._zap)
         taken: list[Received] = []
         for port in self._ports.values():
-            if port.monitor is not None and (ready is None or port.monitor in ready):
+            if port.monitor is not None and port.monitor in ready:
                 self._read_monitor(port, port.monitor)
-            if port.side == "push" or not (ready is None or port.socket in ready):
+            if port.side == "push" or port.socket not in ready:
                 continue
             for _ in range(BATCH):
                 try:
@@ -422,7 +441,7 @@ class Node:
 
     def _read_monitor(self, port: _Port, monitor: "zmq.Socket[bytes]") -> None:
         """Keep track of how a connection with keys fares."""
-        while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             event = recv_monitor_message(monitor, zmq.NOBLOCK)
             kind = event["event"]
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
