@@ -1,0 +1,175 @@
+"""Where everything a shard owns lies in its shared memory segment. Arithmetic only, no torch.
+
+    header       who made this and for what; the committed step; the redo marker
+    facts        what the trainers said about the two newest steps, by parity
+    ring         metrics records of the last `RING_RECORDS` committed steps
+    meta         per parameter: version, and per published version: tag, flips, bytes up and down
+    digests      per parameter and published version: SHA-256
+    parameters   per parameter: master, the optimizer's state, two published versions
+    redo         one record, as large as the largest parameter's master and state
+
+The supervisor makes the segment (it needs `total_bytes`), the shard lives in it, and the segment
+outlives the shard. A technique that must remember something more declares another tensor in
+`state_tensors`: the layout, the redo record and the checkpoint follow.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from actors.parameters import Parameter, parameters, partition
+from actors.published import TensorSpec, published_tensors
+from actors.topology import OptimizerGroup, OptimizerSpec, Topology
+
+# Bump when bytes move: a segment of another version is refused rather than misread.
+LAYOUT_VERSION = 1
+MAGIC = 0x74726972656D6531  # "trireme1"
+# A recorder that was away for this many steps still gets every record.
+RING_RECORDS = 256
+# Step, length, and a JSON object of some thirty figures, with room to spare.
+RING_SLOT_BYTES = 4096
+# A cache line: no tensor shares one with another, and vector loads are aligned.
+ALIGNMENT = 64
+
+HEADER_WORDS = 16
+META_WORDS = 16
+FACT_WORDS = 8
+
+
+class Slot(NamedTuple):
+    """A tensor's place in the segment."""
+
+    offset: int  # bytes
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where one parameter's tensors lie. Dicts are in declared order."""
+
+    parameter: Parameter
+    kept: dict[str, Slot]  # "master" and the optimizer's state
+    published: tuple[dict[str, Slot], dict[str, Slot]]  # by parity of the version
+    redo: dict[str, Slot]  # the kept tensors again, within the redo record
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The whole segment of one shard."""
+
+    shard: int
+    ranks: int
+    seed: int
+    header: Slot
+    facts: Slot
+    ring: Slot
+    meta: Slot
+    digests: Slot
+    places: tuple[Places, ...]
+    total_bytes: int
+    digest: bytes  # of names, shapes and types: two layouts with one digest are interchangeable
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """This shard's parameters, in order."""
+        return tuple(place.parameter for place in self.places)
+
+
+def _muon(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    return (TensorSpec("momentum", "float32", parameter.shape),)
+
+
+def _adamw(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, "float32", parameter.shape) for name in ("m", "v"))
+
+
+# What each kind of optimizer remembers of a parameter. All zeros is the state before step 1.
+KINDS: dict[str, Callable[[OptimizerGroup, Parameter], tuple[TensorSpec, ...]]] = {
+    "muon": _muon,
+    "adamw": _adamw,
+}
+
+
+def group_of(optimizer: OptimizerSpec, parameter: Parameter) -> OptimizerGroup:
+    """The optimizer settings of `parameter`."""
+    return optimizer.matrices if parameter.group == "matrices" else optimizer.dense
+
+
+def state_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    """What the optimizer remembers of `parameter` from step to step."""
+    group = group_of(optimizer, parameter)
+    return KINDS[group.kind](group, parameter)
+
+
+def kept_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    """Everything that an update replaces: the master weights and the optimizer's state."""
+    master = TensorSpec("master", "float32", parameter.shape)
+    return master, *state_tensors(optimizer, parameter)
+
+
+def state_layout(topology: Topology, shard: int) -> Layout:
+    """Layout of the segment of `shard`. A pure function of its arguments."""
+    owned = partition(parameters(topology.model), topology.actors.optimizer_shards)[shard]
+    ranks = topology.actors.trainers
+    cursor = _Cursor()
+    header = cursor.take("int64", (HEADER_WORDS,))
+    facts = cursor.take("int64", (2, ranks, FACT_WORDS))
+    ring = cursor.take("uint8", (RING_RECORDS, RING_SLOT_BYTES))
+    meta = cursor.take("int64", (len(owned), META_WORDS))
+    digests = cursor.take("uint8", (len(owned), 2, 32))
+    kept = [cursor.take_all(kept_tensors(topology.optimizer, p)) for p in owned]
+    published = [
+        (cursor.take_all(published_tensors(p)), cursor.take_all(published_tensors(p)))
+        for p in owned
+    ]
+    redo_start, end = cursor.at, cursor.at
+    places: list[Places] = []
+    for parameter, mine, shown in zip(owned, kept, published, strict=True):
+        record = _Cursor(redo_start)
+        redo = record.take_all(kept_tensors(topology.optimizer, parameter))
+        places.append(Places(parameter, mine, shown, redo))
+        end = max(end, record.at)
+    return Layout(
+        shard=shard,
+        ranks=ranks,
+        seed=topology.seed,
+        header=header,
+        facts=facts,
+        ring=ring,
+        meta=meta,
+        digests=digests,
+        places=tuple(places),
+        total_bytes=end,
+        digest=_digest(places, ranks, end),
+    )
+
+
+class _Cursor:
+    """Hands out aligned places, one after the other."""
+
+    def __init__(self, at: int = 0) -> None:
+        self.at = at
+
+    def take(self, dtype: str, shape: tuple[int, ...]) -> Slot:
+        slot = Slot(self.at, dtype, shape)
+        end = self.at + TensorSpec("", dtype, shape).nbytes
+        self.at = -(-end // ALIGNMENT) * ALIGNMENT
+        return slot
+
+    def take_all(self, specs: Iterable[TensorSpec]) -> dict[str, Slot]:
+        return {spec.name: self.take(spec.dtype, spec.shape) for spec in specs}
+
+
+def _digest(places: Iterable[Places], ranks: int, total_bytes: int) -> bytes:
+    text = json.dumps(
+        [
+            LAYOUT_VERSION,
+            ranks,
+            total_bytes,
+            [[p.parameter.name, p.parameter.kind, p.kept, p.published] for p in places],
+        ]
+    )
+    return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,361 @@
+"""Who is waited for, when a parameter may move, when a step is over. No sockets, no torch.
+
+A parameter at version v takes gradients of step v + 1, one from each rank, and moves when all are
+there. The step is over for a shard when all its parameters have moved. Shard 0 commits the step for
+everybody: once it has the facts of all ranks and the part of every other shard.
+
+Two rules make every death repairable:
+
+- Shard 0 moves nothing to step s before it holds (durably) the facts of all ranks about s, and
+  before step s - 1 is committed. So a trainer that sees all updates of s knows that its facts have
+  arrived, and whatever a shard or a trainer has forgotten concerns two versions at most, which are
+  both still published.
+- Repair is asked for by whoever waits (`query`), and answered from what is there. The parts that
+  shards report to shard 0 are repeated while they wait, the newest two: shard 0 may lack either.
+
+Not covered: a rank that never comes back. Everyone waits for it; the supervisor decides.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+# A part is repeated after this long without news, then ever more rarely: it is a small message.
+REPEAT_S = 0.25
+REPEAT_MAX_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Sum all ranks' gradients in rank order, move `param` to version `step`; then `applied`."""
+
+    step: int
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send the update of `param` to `version` to `ranks`."""
+
+    version: int
+    param: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Tell `rank` what of `step` has not arrived from it."""
+
+    rank: int
+    step: int
+    params: tuple[str, ...]
+    facts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFacts:
+    """Write the facts of (step, rank) into the state before anything else happens."""
+
+    step: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell shard 0 (again) that this shard's part of `version` is durable."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Shard 0: leave the metrics record of `step`; other shards: note that their part is over."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Write the state as it is after `step`."""
+
+    step: int
+
+
+Instruction = Apply | Publish | Need | KeepFacts | Report | Commit | Checkpoint
+
+
+@dataclass(slots=True)
+class Refusals:
+    """What was ignored and why, as counters: duplicates are normal, the others worth a look."""
+
+    duplicate: int = 0
+    early: int = 0  # for a step that cannot be open yet
+    foreign: int = 0  # a rank, shard or parameter that is not of this run or shard
+
+
+@dataclass(slots=True)
+class Setting:
+    """What never changes about a shard's rounds."""
+
+    params: Sequence[str]
+    shard: int
+    shards: int
+    ranks: int
+    checkpoint_every: int
+    last_step: int
+
+
+@dataclass(slots=True)
+class ShardRounds:
+    """The rounds of one shard; `versions`, `committed`, `facts_of` start as the state has them."""
+
+    setting: Setting
+    versions: dict[str, int]
+    committed: int
+    facts_of: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    refusals: Refusals = field(default_factory=Refusals)
+    # Who has contributed to a parameter's next version; kept until it has moved.
+    _given: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
+    _moving: set[str] = field(default_factory=set[str])
+    _parts: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
+    _repeat_s: float = REPEAT_S
+    _repeat_at: float | None = None  # None: from the next tick on
+
+    def __post_init__(self) -> None:
+        self._given = {name: set() for name in self.setting.params}
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    @property
+    def leading(self) -> bool:
+        """Shard 0 leads."""
+        return self.setting.shard == 0
+
+    @property
+    def complete(self) -> int:
+        """The newest version that all parameters of this shard have reached."""
+        return min(self.versions.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether all parameters are at one version."""
+        return self.complete == max(self.versions.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is committed here."""
+        return self.committed >= self.setting.last_step
+
+    def ranks_given(self, param: str) -> frozenset[int]:
+        """Ranks whose gradient for the next version of `param` is here."""
+        return frozenset(self._given[param])
+
+    def takes_gradient(self, step: int, rank: int, param: str) -> bool:
+        """Whether this gradient would be new and is for the step that is open. Counts refusals."""
+        if param not in self.versions or not 0 <= rank < self.setting.ranks:
+            self.refusals.foreign += 1
+        elif step <= self.versions[param] or (
+            step == self.versions[param] + 1 and rank in self._given[param]
+        ):
+            self.refusals.duplicate += 1
+        elif step > self.versions[param] + 1 or step > self.setting.last_step:
+            self.refusals.early += 1
+        else:
+            return True
+        return False
+
+    def takes_facts(self, step: int, rank: int) -> bool:
+        """Whether these facts would be new. Counts refusals."""
+        if not self.leading or not 0 <= rank < self.setting.ranks:
+            self.refusals.foreign += 1
+        elif step <= self.committed or rank in self.facts_of.get(step, ()):
+            self.refusals.duplicate += 1
+        elif step > self.complete + 1 or step > self.setting.last_step:
+            self.refusals.early += 1
+        else:
+            return True
+        return False
+
+    def waiting_for(self) -> str:
+        """Whom this shard waits for, in words."""
+        if self.finished:
+            return "the end of the run"
+        step = self.complete + 1
+        if self.leading and self.committed < self.complete:
+            missing = self._missing_parts(self.committed + 1)
+            names = ", ".join(f"optimizer_shard/{shard}" for shard in missing)
+            return f"{names} to finish step {self.committed + 1}"
+        open_params = [name for name, v in self.versions.items() if v < step]
+        late = [
+            rank
+            for rank in range(self.setting.ranks)
+            if any(rank not in self._given[name] for name in open_params)
+            or (self.leading and rank not in self.facts_of.get(step, ()))
+        ]
+        lacking = sum(self.setting.ranks - len(self._given[name]) for name in open_params)
+        names = ", ".join(f"trainer/{rank}" for rank in late)
+        return f"{lacking} gradients of step {step} from {names}"
+
+    # --- what happens ----------------------------------------------------------------------------
+
+    def begin(self, now: float) -> list[Instruction]:
+        """This life starts: go on where the state was left."""
+        out: list[Instruction] = []
+        if self.leading:
+            out += self._commit()
+        elif self.complete > self.committed:
+            out += self._part_over()
+        elif self.complete:
+            out += self._report(now)
+        if not out and self._checkpoint_due(self.committed) and self.settled:
+            # Perhaps the predecessor died while writing it; the writer knows whether it exists.
+            out.append(Checkpoint(self.committed))
+        return out
+
+    def gradient(self, step: int, rank: int, param: str) -> list[Instruction]:
+        """The gradient of (step, rank, param) is at hand."""
+        if not self.takes_gradient(step, rank, param):
+            return []
+        self._given[param].add(rank)
+        return self._ready((param,))
+
+    def facts(self, step: int, rank: int) -> list[Instruction]:
+        """The facts of (step, rank) are at hand."""
+        if not self.takes_facts(step, rank):
+            return []
+        self.facts_of.setdefault(step, set()).add(rank)
+        return [KeepFacts(step, rank), *self._ready(self.setting.params)]
+
+    def applied(self, param: str) -> list[Instruction]:
+        """An `Apply` has been carried out: durable and published in the state."""
+        self._moving.discard(param)
+        self._given[param].clear()
+        self.versions[param] += 1
+        version = self.versions[param]
+        out: list[Instruction] = [Publish(version, param, tuple(range(self.setting.ranks)))]
+        if self.complete < version:
+            return out
+        return out + (self._commit() if self.leading else self._part_over())
+
+    def part(self, version: int, shard: int) -> list[Instruction]:
+        """Shard `shard` reports that its part of `version` is durable."""
+        if not self.leading or not 0 < shard < self.setting.shards:
+            self.refusals.foreign += 1
+            return []
+        if version <= self.committed or shard in self._parts.get(version, ()):
+            self.refusals.duplicate += 1
+            return []
+        self._parts.setdefault(version, set()).add(shard)
+        return self._commit()
+
+    def query(self, rank: int, version: int, lacking: Iterable[str]) -> list[Instruction]:
+        """`rank` waits for updates to `version` and lacks some: repeat them, say what is needed."""
+        if not 0 <= rank < self.setting.ranks:
+            self.refusals.foreign += 1
+            return []
+        out: list[Instruction] = [
+            Publish(version, name, (rank,))
+            for name in lacking
+            if self.versions.get(name, -1) >= version
+        ]
+        params = tuple(
+            name
+            for name in self.setting.params
+            if self.versions[name] == version - 1 and rank not in self._given[name]
+        )
+        facts = (
+            self.leading and version > self.committed and rank not in self.facts_of.get(version, ())
+        )
+        out.append(Need(rank, version, params, facts))
+        return out
+
+    def version_for(self, asked: int) -> int:
+        """Which version to hand out to somebody who asks for `asked` (-1: the newest)."""
+        newest = max(self.versions.values())
+        return asked if newest - 1 <= asked <= self.complete else self.complete
+
+    def leader_up(self, now: float) -> list[Instruction]:
+        """Shard 0 lives anew: it has forgotten what it was told."""
+        return [] if self.leading or not self.complete else self._report(now)
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Time has passed without news."""
+        if self.leading or not self.complete:
+            return []
+        if self._repeat_at is None:
+            self._repeat_at = now + self._repeat_s
+        if now < self._repeat_at:
+            return []
+        self._repeat_s = min(2 * self._repeat_s, REPEAT_MAX_S)
+        return self._report(now)
+
+    # --- rules -----------------------------------------------------------------------------------
+
+    def _ready(self, params: Iterable[str]) -> list[Instruction]:
+        """Apply those parameters whose gradients are complete, as far as they may move."""
+        out: list[Instruction] = []
+        for name in params:
+            step = self.versions[name] + 1
+            if (
+                name not in self._moving
+                and len(self._given[name]) == self.setting.ranks
+                and self._may_move_to(step)
+            ):
+                self._moving.add(name)
+                out.append(Apply(step, name))
+        return out
+
+    def _may_move_to(self, step: int) -> bool:
+        if step > self.complete + 1:
+            return False
+        if not self.leading:
+            return True
+        return self.committed >= step - 1 and len(self.facts_of.get(step, ())) == self.setting.ranks
+
+    def _missing_parts(self, step: int) -> list[int]:
+        parts = self._parts.get(step, set())
+        return [shard for shard in range(1, self.setting.shards) if shard not in parts]
+
+    def _commit(self) -> list[Instruction]:
+        """Shard 0: commit the next step if it is over everywhere."""
+        step = self.committed + 1
+        if self.complete < step or self._missing_parts(step):
+            return []
+        self.committed = step
+        self._parts.pop(step, None)
+        self.facts_of.pop(step, None)
+        out: list[Instruction] = [Commit(step)]
+        if self._checkpoint_due(step):
+            out.append(Checkpoint(step))
+        return out + self._ready(self.setting.params)
+
+    def _part_over(self) -> list[Instruction]:
+        """Another shard: its part of a step is over."""
+        self.committed = self.complete
+        self._repeat_s, self._repeat_at = REPEAT_S, None
+        out: list[Instruction] = [Commit(self.complete), Report(self.complete)]
+        if self._checkpoint_due(self.complete):
+            out.append(Checkpoint(self.complete))
+        return out + self._ready(self.setting.params)
+
+    def _report(self, now: float) -> list[Instruction]:
+        self._repeat_at = now + self._repeat_s
+        return [Report(v) for v in (self.complete - 1, self.complete) if v > 0]
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return step > 0 and (
+            step % self.setting.checkpoint_every == 0 or step == self.setting.last_step
+        )
+
+    def check(self) -> None:
+        """Invariants. Raises `AssertionError`."""
+        spread = max(self.versions.values()) - self.complete
+        assert spread <= 1, f"versions {spread} apart"
+        assert self.committed <= self.complete
+        assert not self.leading or max(self.versions.values()) <= self.committed + 1
+        for name, ranks in self._given.items():
+            assert all(0 <= rank < self.setting.ranks for rank in ranks), name
+
+
+def facts_by_step(facts: Mapping[int, Iterable[int]]) -> dict[int, set[int]]:
+    """Steps with at least one rank's facts, in the form `ShardRounds` starts from."""
+    return {step: set(ranks) for step, ranks in facts.items() if ranks}
