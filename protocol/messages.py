@@ -10,7 +10,7 @@ Steps are counted from 1; `version` v means "the weights after step v committed"
 the initialisation and the gradients of step s are computed from version s - 1.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, dataclass_transform
 
 import msgspec
 
@@ -52,6 +52,7 @@ class TensorRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     offset: int = 0  # bytes from the segment's start
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every body."""
 
