@@ -29,12 +29,13 @@ import sys
 import traceback
 from collections import deque
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import msgspec
 
 from actors import process, roles
 from actors.process import Identity
+from actors.seat import Seat
 from protocol.clock import Clock, MonotonicClock
 
 # A seat is under a kilobyte; this leaves room and still bounds what a peer can make us hold.
@@ -48,19 +49,19 @@ class _Said(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True, k
     """Base of what travels between supervisor and forkserver, as JSON, one object a packet."""
 
 
-class Fork(_Said):
+class Fork(_Said, frozen=True):
     """Become this actor. Asking twice for one (name, incarnation) makes one process."""
 
     entry: str  # "package.module:function"
-    seat: dict[str, Any]  # an actors.seat.Seat
+    seat: Seat
     stderr: str  # file that gets what it prints
 
 
-class Leave(_Said):
+class Leave(_Said, frozen=True):
     """End yourself. Children go on."""
 
 
-class Life(_Said):
+class Life(_Said, frozen=True):
     """One child."""
 
     name: str
@@ -68,7 +69,7 @@ class Life(_Said):
     who: Identity
 
 
-class Ready(_Said):
+class Ready(_Said, frozen=True):
     """First word to each supervisor that connects."""
 
     preload: str
@@ -77,13 +78,13 @@ class Ready(_Said):
     children: tuple[Life, ...]
 
 
-class Forked(_Said):
+class Forked(_Said, frozen=True):
     """It lives."""
 
     life: Life
 
 
-class NotForked(_Said):
+class NotForked(_Said, frozen=True):
     """It does not, and why."""
 
     name: str
@@ -91,7 +92,7 @@ class NotForked(_Said):
     reason: str
 
 
-class Exited(_Said):
+class Exited(_Said, frozen=True):
     """A child has ended. Said again to each new supervisor."""
 
     life: Life
@@ -127,13 +128,17 @@ class Forkserver:
     def serve(self) -> None:
         """Until told to leave, or alone for too long."""
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up pipe tells the loop
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_leaving", True))
+        signal.signal(signal.SIGCHLD, self._signalled)
+        signal.signal(signal.SIGTERM, self._signalled)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while not self._leaving and not self._forgotten():
             for key, _ in self._selector.select(timeout=1.0):
                 key.data()
             self._reap()
+
+    def _signalled(self, number: int, _frame: object) -> None:
+        """The wake-up pipe has told the loop already."""
+        self._leaving = self._leaving or number == signal.SIGTERM
 
     def _forgotten(self) -> bool:
         alone_s = self._clock.now() - self._alone_since
@@ -171,7 +176,7 @@ class Forkserver:
             return
         try:
             request = cast("Request", msgspec.json.decode(packet, type=Request))
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             _note(f"not a request: {error}")
             return
         match request:
@@ -198,7 +203,8 @@ class Forkserver:
     # --- Children ---------------------------------------------------------------------------------
 
     def _fork(self, request: Fork) -> None:
-        name, incarnation = str(request.seat.get("name")), int(request.seat.get("incarnation", 0))
+        self._reap()  # the supervisor may have noticed an end before we did
+        name, incarnation = request.seat.name, request.seat.incarnation
         for life in self._children.values():
             if (life.name, life.incarnation) == (name, incarnation):
                 self._say(Forked(life=life))
@@ -264,9 +270,7 @@ def become(request: Fork) -> NoReturn:
 
 
 def _play(request: Fork) -> int:
-    from actors.seat import Seat
-
-    seat = msgspec.convert(request.seat, Seat)
+    seat = request.seat
     if os.getsid(0) != os.getpid():
         os.setsid()  # a Ctrl-C in the launcher's terminal is the launcher's to handle
     _redirect(Path(request.stderr))

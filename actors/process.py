@@ -255,25 +255,24 @@ def send_signal(who: Identity, number: int) -> bool:
     return True
 
 
-def reap() -> Iterator[Ended]:
-    """Children that have ended, without waiting for any."""
+def reap(pid: int | None = None) -> Iterator[Ended]:
+    """Children that have ended (or just `pid`, when it is ours and has), without waiting for any.
+
+    What an ended child had started in its own process group is killed with it.
+    """
+    which = (os.P_ALL, 0) if pid is None else (os.P_PID, pid)
     while True:
         try:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            found = os.waitid(*which, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None:
+                return
+            # Before it is reaped: until then its number cannot become another group's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(found.si_pid, signal.SIGKILL)
+            _, status, usage = os.wait4(found.si_pid, 0)
         except ChildProcessError:
             return
-        if pid == 0:
-            return
-        yield _ended(pid, status, usage)
-
-
-def reap_one(pid: int) -> Ended | None:
-    """How our child `pid` ended; None while it lives and when it is not ours."""
-    try:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return _ended(pid, status, usage) if found else None
+        yield _ended(found.si_pid, status, usage)
 
 
 def exit_code(fd: int) -> int | None:

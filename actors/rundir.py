@@ -232,14 +232,18 @@ def point_latest_at(run: RunDir) -> None:
         fresh.replace(link)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that readers see the old text or the new one, even after a crash."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a small file so that readers see the old text or the new one, never half of it.
+
+    `durable`: even after the machine has crashed. Raises OSError.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with fresh.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         fresh.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

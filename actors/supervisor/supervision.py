@@ -86,9 +86,11 @@ class Actor:
         """As `status` shows it."""
         if self.condemned or (self.stage == "idle" and self.deaths) or self.stage == "gone":
             return "lost"
-        if stopping and self.stage == "running":
-            return "stopping"
-        return "running" if self.stage == "running" else "starting"
+        if self.stage != "running":
+            return "starting"
+        if self.last is not None and self.last.state == "starting":
+            return "starting"  # it speaks, but has not begun its work
+        return "stopping" if stopping else "running"
 
 
 class Supervision:
