@@ -50,7 +50,7 @@ _CONTROL: Senders = {
     m.Stop: _by("supervisor"),
     m.Goodbye: ACTORS,
     m.RunDone: _by("optimizer_shard"),
-    m.StatusRequest: _by("operator"),
+    m.StatusRequest: _by("operator", "recorder"),
     m.Status: _by("supervisor"),
     m.StopRequest: _by("operator"),
     m.KillRequest: _by("operator"),
@@ -84,7 +84,7 @@ _EXCHANGE: Senders = {
     m.StepNeeds: _by("optimizer_shard"),
     m.ShardCommitted: _by("optimizer_shard"),
     m.CheckpointPart: _by("optimizer_shard"),
-    m.MetricsRequest: _by("recorder"),
+    m.MetricsRequest: _by("recorder", "rollout"),
     m.Metrics: _by("optimizer_shard"),
 }
 _TELEMETRY: Senders = {
@@ -124,7 +124,7 @@ def endpoint(socket_dir: Path | str, name: str) -> str:
 def role_of(name: str) -> Role | None:
     """Role of the actor called `name` ("trainer/0": trainer); None when there is no such role."""
     role = name.partition("/")[0]
-    return role if role in ROLES else None  # pyright: ignore[reportReturnType]
+    return role if role in ROLES else None
 
 
 def address(name: str, incarnation: int) -> bytes:

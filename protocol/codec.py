@@ -122,7 +122,7 @@ def _packb(plain: object) -> bytes:
 def _decode_envelope(part: Buffer) -> Envelope:
     raw = _unpack(part, MAX_ENVELOPE_BYTES, "envelope")
     if isinstance(raw, list) and raw:
-        wire: object = raw[0]  # pyright: ignore[reportUnknownVariableType]
+        wire = cast("list[object]", raw)[0]
         if type(wire) is int and wire != WIRE_VERSION:
             raise VersionMismatch(wire, WIRE_VERSION)
     try:
@@ -142,9 +142,8 @@ def _unpack(part: Buffer, limit: int, what: str) -> Any:
         raise Malformed(f"{what}: {size} bytes, limit {limit}")
     # An array or map cannot have more entries than there are bytes to hold them.
     items = min(MAX_ITEMS, size)
-    found: Any
     try:
-        found = msgpack.unpackb(
+        found = cast("Any", msgpack.unpackb)(
             part,
             raw=False,
             use_list=True,

@@ -1,4 +1,7 @@
-"""Which addresses may be used: local sockets in a private directory, tcp only with keys."""
+"""Which addresses may be used, and how sockets on them are set up.
+
+Local sockets lie in a private directory; tcp is only spoken with keys.
+"""
 
 import os
 import stat
@@ -9,6 +12,10 @@ from protocol.errors import EndpointError
 
 # sun_path has 108 bytes; a listener adds its incarnation.
 MAX_PATH_BYTES = 100
+# A peer that connects and then says nothing intelligible is dropped after this.
+HANDSHAKE_MS = 5000
+# tcp only: a peer behind a dead link or a forgetful NAT is dropped after the timeout.
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 6000
 
 
 def check_endpoint(name: str, channel: Channel, endpoint: str, keys: bool) -> None:
@@ -45,3 +52,30 @@ def point(public: Path, own: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(own.name)
     link.replace(public)
+
+
+def socket_options(channel: Channel, *, router: bool, tcp: bool) -> dict[str, int]:
+    """ZeroMQ's options, by name, of a socket of `channel`. No mark and no wait is unlimited."""
+    options = {
+        "SNDHWM": channel.high_water,
+        "RCVHWM": channel.high_water,
+        "LINGER": round(channel.linger_s * 1000),
+        "MAXMSGSIZE": channel.max_part_bytes,
+        "HANDSHAKE_IVL": HANDSHAKE_MS,
+        # A replaced local peer is back in tens of milliseconds.
+        "RECONNECT_IVL": 100 if tcp else 20,
+        "RECONNECT_IVL_MAX": 2000 if tcp else 500,
+    }
+    if router:
+        # A new connection takes over the address of a dead one that nobody has noticed yet. Not
+        # where peers come with keys: there the ROUTER makes up addresses, and none may be stolen.
+        options |= {"ROUTER_MANDATORY": 1, "ROUTER_HANDOVER": 0 if channel.curve else 1}
+    if tcp:
+        options |= {
+            "HEARTBEAT_IVL": HEARTBEAT_MS,
+            "HEARTBEAT_TIMEOUT": HEARTBEAT_TIMEOUT_MS,
+            "HEARTBEAT_TTL": HEARTBEAT_TIMEOUT_MS,
+            "TCP_KEEPALIVE": 1,
+            "CONNECT_TIMEOUT": HANDSHAKE_MS,
+        }
+    return options

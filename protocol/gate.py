@@ -8,12 +8,16 @@ Not covered: repetitions. Deciders recognise them by what messages say; `seq` he
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TypeVar
 
+from protocol import codec
 from protocol.channels import Channel, address, role_of
 from protocol.codec import Decoded
+from protocol.errors import Malformed, VersionMismatch
 from protocol.keys import Admission
 from protocol.messages import Role
+from protocol.parcels import Received
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -35,6 +39,34 @@ class Gate:
         self._routes: dict[str, dict[str, bytes]] = {}
         self._heard_seq: dict[tuple[str, str, int], int] = {}
 
+    def let_in(
+        self,
+        at: str,
+        channel: Channel,
+        parts: Sequence[codec.Buffer],
+        *,
+        route: bytes | None,
+        admitted: Admission | None,
+    ) -> Received | None:
+        """The message in `parts`, or None when it was dropped. Arguments as for `judge`."""
+        self.counts["received"] += 1
+        self.counts["bytes_in"] += sum(len(part) for part in parts)
+        try:
+            decoded = codec.decode(parts)
+        except Malformed as error:
+            self.drop("malformed", f"{at}: {error}")
+            return None
+        except VersionMismatch as error:
+            self.drop("other_versions", f"{at}: {error}")
+            return None
+        role = self.judge(at, channel, decoded, route=route, admitted=admitted)
+        if role is None:
+            return None
+        said = decoded.envelope
+        return Received(
+            at, said.sender, role, said.incarnation, said, decoded.message, decoded.frames
+        )
+
     def judge(
         self,
         at: str,
@@ -53,15 +85,15 @@ class Gate:
         sender = envelope.sender
         role = role_of(sender)
         if role is None or not self._is_who_it_says(at, channel, decoded, route, admitted):
-            self._drop("forbidden", f"{at}: a message in the name of {sender!r} from somebody else")
+            self.drop("forbidden", f"{at}: a message in the name of {sender!r} from somebody else")
             return None
         if not channel.allows(role, decoded.message):
-            self._drop("forbidden", f"{at}: {sender} may not say {envelope.kind} here")
+            self.drop("forbidden", f"{at}: {sender} may not say {envelope.kind} here")
             return None
         newest = self._newest.get(sender, -1)
         if envelope.incarnation < newest:
             story = f"{at}: {sender} #{envelope.incarnation} still speaks; #{newest} replaced it"
-            self._drop("zombies", story)
+            self.drop("zombies", story)
             return None
         if envelope.incarnation > newest:
             self.refuse_older(sender, envelope.incarnation)
@@ -106,9 +138,10 @@ class Gate:
         for routes in self._routes.values():
             routes.pop(name, None)
 
-    def malformed(self, at: str, why: str) -> None:
-        """Count bytes that are not a message."""
-        self._drop("malformed", f"{at}: {why}")
+    def drop(self, counter: str, story: str) -> None:
+        """Count something that was not let in, and keep its story for the log."""
+        self.counts[counter] += 1
+        self.note(story)
 
     def note(self, text: str) -> None:
         """Keep a notice for the log; repetitions are counted, not stored."""
@@ -120,10 +153,6 @@ class Gate:
         taken = list(self._notices.items())
         self._notices.clear()
         return taken
-
-    def _drop(self, counter: str, story: str) -> None:
-        self.counts[counter] += 1
-        self.note(story)
 
     def _count_gap(self, at: str, decoded: Decoded) -> None:
         """Telemetry may be lost, but not unnoticed: gaps in a sender's seq are counted."""

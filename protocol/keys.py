@@ -166,6 +166,31 @@ class AllowList:
         return None
 
 
+class Admissions:
+    """Remembers for a moment what an allow-list said, so that it can be asked at every message.
+
+    Revoking a key thus reaches peers that are connected already.
+    """
+
+    # A revoked key is heard for at most this much longer.
+    FRESH_S = 1.0
+
+    def __init__(self, allow: Allow) -> None:
+        self._allow = allow
+        self._said: dict[str, tuple[float, Admission | None]] = {}
+
+    def of(self, public_key: str, now: float) -> Admission | None:
+        """What `public_key` entitles to. An allow-list that cannot be read admits nobody."""
+        found = self._said.get(public_key)
+        if found is None or now - found[0] > self.FRESH_S:
+            try:
+                found = (now, self._allow(public_key))
+            except OSError:
+                found = (now, None)
+            self._said[public_key] = found
+        return found[1]
+
+
 def is_key(text: str) -> bool:
     """Is this the Z85 text of 32 bytes?"""
     return len(text) == KEY_CHARS and set(text) <= set(_Z85)

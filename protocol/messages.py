@@ -361,13 +361,13 @@ class CheckpointPart(Message):
 
 
 class MetricsRequest(Message):
-    """Recorder -> shard 0: the committed steps after `after`."""
+    """Recorder or rollout -> shard 0: the committed steps after `after`."""
 
     after: int
 
 
 class Metrics(Message):
-    """Shard 0 -> recorder: one record per committed step, in order, without gaps."""
+    """Shard 0 -> whoever asked: one record per committed step, in order, without gaps."""
 
     records: tuple[dict[str, Any], ...]
 
@@ -398,11 +398,11 @@ class RolloutReport(Message):
 
 
 class StatusRequest(Message):
-    """Operator -> supervisor."""
+    """Operator or recorder -> supervisor."""
 
 
 class Status(Message):
-    """Supervisor -> operator: the document `status --json` prints, as JSON text."""
+    """Supervisor -> whoever asked: the document `status --json` prints, as JSON text."""
 
     document: str
 

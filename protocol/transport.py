@@ -1,86 +1,51 @@
 """All sockets of one process. The only file that knows ZeroMQ.
 
-A `Node` belongs to one thread (`wake` excepted). It is polled by a blocking loop (`poll`) or
-driven by an event loop that watches `filenos` and calls `drain`. Input that is malformed,
-forbidden or from a past life is counted and noted, never raised.
+A `Node` belongs to one thread (`wake` and `pack` excepted). It is polled by a blocking loop
+(`poll`) or driven by an event loop that watches `filenos` and calls `drain`. Input that is
+malformed, forbidden or from a past life is counted and noted, never raised.
 
-The descriptors of ZeroMQ are edge-like: they announce that *something* happened inside a socket,
-and any call on the socket, a send included, may consume the announcement. So after readability,
-and after every send, an event loop calls `drain`, and again while `pending` is true.
+ZeroMQ's descriptors announce that *something* happened inside a socket, and any call on the
+socket, a send included, may consume the announcement. So after readability, and after every send,
+an event loop calls `drain`, and again while `pending` is true.
 
 Not covered: redelivery. What was handed to a peer that then died is gone; the messages of this
 protocol are asked for again by whoever needs them.
 """
 
 import math
-import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from protocol import codec, zap
+from protocol import codec, parcels, zap
 from protocol.channels import Channel, address, channel
 from protocol.clock import Clock, Deadline
-from protocol.endpoints import check_endpoint, point
-from protocol.errors import EndpointError, Malformed, Refused, Unsendable, VersionMismatch
+from protocol.endpoints import check_endpoint, point, socket_options
+from protocol.errors import EndpointError, Refused
 from protocol.gate import Gate
-from protocol.keys import Admission, ClientCurve, ServerCurve
+from protocol.handshakes import EVENTS, Handshake
+from protocol.keys import Admission, Admissions, Allow, ClientCurve, ServerCurve
 from protocol.messages import WIRE_VERSION, Envelope, Message, Role
+from protocol.parcels import Packed, Received, Sent
+from protocol.waker import Waker
+
+__all__ = ["Node", "Packed", "Received", "Sent", "new_keypair"]
 
 # Messages taken from one socket before the others get their turn.
 BATCH = 64
-# A revoked key that is still connected stops being heard after this.
-ADMISSION_FRESH_S = 1.0
-HANDSHAKE_MS = 5000
-# tcp only: a peer behind a dead link or a forgetful NAT is dropped after TIMEOUT.
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 6000
 
-_WATCHED = (
-    zmq.EVENT_CONNECTED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
+Side = Literal["router", "dealer", "pull", "push"]
+Socket = zmq.Socket[bytes]
 
 
-class Sent(StrEnum):
-    """What became of a message. Only SENT messages are on their way."""
-
-    SENT = "sent"
-    NO_PEER = "no peer"  # nobody of that name has been heard on this channel, or it has gone
-    FULL = "full"  # the queue to that peer is at its high-water mark: try again later
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One message that passed every check. `frames` are views, valid as long as they are kept."""
-
-    channel: str
-    sender: str
-    role: Role
-    incarnation: int
-    envelope: Envelope
-    message: Message
-    frames: tuple[memoryview, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A message that has been checked and encoded, but for its envelope."""
-
-    channel: str
-    kind: str
-    body: bytes
-    frames: tuple[codec.Buffer, ...]
-    nbytes: int
+def new_keypair() -> tuple[str, str]:
+    """A fresh CURVE pair: (public, secret), as Z85 text."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
 
 
 @dataclass(slots=True)
@@ -89,23 +54,13 @@ class _Port:
 
     name: str
     channel: Channel
-    socket: "zmq.Socket[bytes]"
-    side: Literal["router", "dealer", "pull", "push"]
+    socket: Socket
+    side: Side
     endpoint: str
-    curve: ServerCurve | None = None
-    monitor: "zmq.Socket[bytes] | None" = None
     seq: int = 0
-    up: bool = False  # handshake done; only known where there is a monitor
-    trouble: str = ""
-    admitted: dict[str, tuple[float, Admission | None]] = field(
-        default_factory=dict[str, "tuple[float, Admission | None]"]
-    )
-
-
-def new_keypair() -> tuple[str, str]:
-    """A fresh CURVE pair: (public, secret), as Z85 text."""
-    public, secret = zmq.curve_keypair()
-    return public.decode(), secret.decode()
+    monitor: Socket | None = None  # only where keys are used
+    admissions: Admissions | None = None  # listening side with keys
+    handshake: Handshake | None = None  # connecting side with keys
 
 
 class Node:
@@ -121,35 +76,32 @@ class Node:
         io_cpus: Collection[int] = (),
     ) -> None:
         """`io_cpus`: where ZeroMQ's own thread may run; anywhere when empty."""
-        self.name = name
+        self.name, self.incarnation = name, incarnation
         self.role: Role = role
-        self.incarnation = incarnation
         self.pending = False  # the last `drain` stopped at its bound
         self._clock = clock
         self._gate = Gate()
         self._ports: dict[str, _Port] = {}
         self._pollers: dict[frozenset[str] | None, zmq.Poller] = {}
-        self._zap: zmq.Socket[bytes] | None = None
-        self._allow: list[ServerCurve] = []
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._zap: Socket | None = None
+        self._allow_of: dict[bytes, Allow] = {}
+        self._waker = Waker()
         self._context = zmq.Context(io_threads=1)
+        self._context.set(zmq.BLOCKY, 0)  # sockets that set no linger would not wait at all
         for cpu in io_cpus:
             self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, cpu)
-        self._context.set(zmq.BLOCKY, 0)
 
     # --- opening ---------------------------------------------------------------------------------
 
     def bind(self, name: str, endpoint: str, curve: ServerCurve | None = None) -> str:
         """Listen for `name`; returns the endpoint with its real port. Raises `EndpointError`.
 
-        ipc endpoints must lie in a directory that only this user can enter. Each life listens on
-        a file of its own and points the public name at it, so that a predecessor which closes
-        late removes its own file and not ours.
+        Each life listens on a file of its own and points the public name at it, so that a
+        predecessor which closes late removes its own file and not ours.
         """
         spec = channel(name)
         check_endpoint(name, spec, endpoint, curve is not None)
-        side = "router" if spec.kind == "router" else "pull"
-        port = self._open(name, spec, side, endpoint)
+        port = self._open(name, spec, "router" if spec.kind == "router" else "pull", endpoint)
         try:
             if curve is not None:
                 self._guard(port, curve)
@@ -175,46 +127,24 @@ class Node:
                 port.socket.setsockopt(zmq.CURVE_SERVERKEY, curve.server_key.encode())
                 port.socket.setsockopt(zmq.CURVE_PUBLICKEY, curve.public_key.encode())
                 port.socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key.encode())
-                port.monitor = port.socket.get_monitor_socket(_WATCHED)
+                port.handshake = Handshake(endpoint)
+                self._monitor(port)
             port.socket.connect(endpoint)
         except (zmq.ZMQError, OSError) as error:
             self._close_port(self._ports.pop(name), 0)
             raise EndpointError(f"cannot connect {name} to {endpoint}: {error}") from error
 
-    def _open(
-        self, name: str, spec: Channel, side: Literal["router", "dealer", "pull", "push"], at: str
-    ) -> _Port:
+    def _open(self, name: str, spec: Channel, side: Side, endpoint: str) -> _Port:
         if name in self._ports:
             raise EndpointError(f"channel {name} is open already, at {self._ports[name].endpoint}")
-        kinds = {"router": zmq.ROUTER, "dealer": zmq.DEALER, "pull": zmq.PULL, "push": zmq.PUSH}
-        socket: zmq.Socket[bytes] = self._context.socket(kinds[side])
-        options = {
-            zmq.SNDHWM: spec.high_water,
-            zmq.RCVHWM: spec.high_water,
-            zmq.LINGER: round(spec.linger_s * 1000),
-            zmq.MAXMSGSIZE: spec.max_part_bytes,
-            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
-            zmq.RECONNECT_IVL: 20,
-            zmq.RECONNECT_IVL_MAX: 500,
-        }
-        if side == "router":
-            options |= {zmq.ROUTER_MANDATORY: 1, zmq.ROUTER_HANDOVER: 1}
-        if at.startswith("tcp://"):
-            options |= {
-                zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-                zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
-                zmq.HEARTBEAT_TTL: HEARTBEAT_TIMEOUT_MS,
-                zmq.TCP_KEEPALIVE: 1,
-                zmq.CONNECT_TIMEOUT: HANDSHAKE_MS,
-                zmq.RECONNECT_IVL: 100,
-                zmq.RECONNECT_IVL_MAX: 2000,
-            }
-        for option, value in options.items():
-            socket.setsockopt(option, value)
+        socket: Socket = self._context.socket(zmq.SocketType[side.upper()])
+        tcp = endpoint.startswith("tcp://")
+        for option, value in socket_options(spec, router=side == "router", tcp=tcp).items():
+            socket.setsockopt(zmq.SocketOption[option], value)
         if side == "dealer" and not spec.curve:
             # Peers with keys get addresses from the ROUTER: nobody can take over another's.
             socket.setsockopt(zmq.ROUTING_ID, address(self.name, self.incarnation))
-        port = self._ports[name] = _Port(name, spec, socket, side, at)
+        port = self._ports[name] = _Port(name, spec, socket, side, endpoint)
         self._pollers.clear()
         return port
 
@@ -224,12 +154,17 @@ class Node:
             self._zap = self._context.socket(zmq.ROUTER)
             self._zap.setsockopt(zmq.LINGER, 0)
             self._zap.bind(zap.ENDPOINT)
-        port.curve = curve
-        self._allow.append(curve)
+        self._allow_of[port.name.encode()] = curve.allow
+        port.admissions = Admissions(curve.allow)
         port.socket.setsockopt(zmq.CURVE_SERVER, 1)
         port.socket.setsockopt(zmq.CURVE_SECRETKEY, curve.secret_key.encode())
-        port.socket.setsockopt(zmq.ZAP_DOMAIN, zap.DOMAIN)
-        port.monitor = port.socket.get_monitor_socket(_WATCHED)
+        port.socket.setsockopt(zmq.ZAP_DOMAIN, port.name.encode())
+        self._monitor(port)
+
+    def _monitor(self, port: _Port) -> None:
+        watched = sum(zmq.Event[name] for name in EVENTS)
+        port.monitor = port.socket.get_monitor_socket(watched)
+        self._pollers.clear()
 
     # --- speaking --------------------------------------------------------------------------------
 
@@ -251,19 +186,7 @@ class Node:
 
     def pack(self, name: str, message: Message, frames: Sequence[codec.Buffer] = ()) -> Packed:
         """Check and encode a message for channel `name`. Any thread may. Raises `Unsendable`."""
-        spec, kind = channel(name), type(message).__name__
-        if not spec.allows(self.role, message):
-            raise Unsendable(f"{self.name} may not say {kind} on {name}: see channels.py")
-        if len(frames) > codec.MAX_FRAMES:
-            raise Unsendable(f"{kind} with {len(frames)} frames; the limit is {codec.MAX_FRAMES}")
-        body = codec.pack_body(message)
-        sizes = [memoryview(frame).nbytes for frame in frames]
-        if max(sizes, default=0) > spec.max_part_bytes:
-            raise Unsendable(
-                f"{kind} with a frame of {max(sizes)} bytes on {name}; the limit is "
-                f"{spec.max_part_bytes}"
-            )
-        return Packed(name, kind, body, tuple(frames), len(body) + sum(sizes))
+        return parcels.pack(name, self.role, message, frames)
 
     def send_packed(self, packed: Packed, *, to: str = "", step: int = 0) -> Sent:
         """`send` for a message packed before."""
@@ -275,17 +198,17 @@ class Node:
                 self._gate.counts["no_peer"] += 1
                 return Sent.NO_PEER
             parts.append(route)
-        envelope = Envelope(WIRE_VERSION, packed.kind, self.name, self.incarnation, port.seq, step)
-        head = codec.pack_envelope(envelope)
-        result = self._hand_over(port, [*parts, head, packed.body, *packed.frames], to)
-        if result is Sent.SENT:
+        said = Envelope(WIRE_VERSION, packed.kind, self.name, self.incarnation, port.seq, step)
+        head = codec.pack_envelope(said)
+        sent = self._hand_over(port, [*parts, head, packed.body, *packed.frames], to)
+        if sent is Sent.SENT:
             port.seq += 1
             self._gate.counts["sent"] += 1
             self._gate.counts["bytes_out"] += len(head) + packed.nbytes
         elif port.side == "push":
             port.seq += 1  # the receiver sees the gap
             self._gate.counts["dropped_telemetry"] += 1
-        return result
+        return sent
 
     def _hand_over(self, port: _Port, parts: list[codec.Buffer], to: str) -> Sent:
         try:
@@ -312,35 +235,29 @@ class Node:
         key = None if only is None else frozenset(only)
         poller = self._pollers.get(key)
         if poller is None:
-            poller = self._pollers[key] = self._make_poller(key)
-        ready: set[zmq.Socket[bytes] | int] = {
-            socket for socket, _ in poller.poll(math.ceil(max(0.0, timeout_s) * 1000))
-        }
-        if self._wake_fd in ready:
-            self._clear_wake()
+            poller = self._pollers[key] = zmq.Poller()
+            for source in (self._waker.fd, *self._listening(key)):
+                poller.register(source, zmq.POLLIN)
+        ready = {socket for socket, _ in poller.poll(math.ceil(max(0.0, timeout_s) * 1000))}
+        if self._waker.fd in ready:
+            self._waker.clear()
         return self._take(ready)
 
     def drain(self, only: Collection[str] | None = None) -> list[Received]:
         """What has arrived, without waiting; `pending` tells whether there may be more."""
-        self._clear_wake()
-        return self._take(set(self._listening(None if only is None else frozenset(only))))
+        self._waker.clear()
+        return self._take(self._listening(only))
 
     def filenos(self, only: Collection[str] | None = None) -> list[int]:
         """Descriptors whose readability means: call `drain` with the same `only`."""
-        sockets = self._listening(None if only is None else frozenset(only))
-        return [self._wake_fd, *(int(socket.getsockopt(zmq.FD)) for socket in sockets)]
+        fds = [int(socket.getsockopt(zmq.FD)) for socket in self._listening(only)]
+        return [self._waker.fd, *fds]
 
     def wake(self) -> None:
-        """Make a `poll` in the owning thread return. The one method other threads may call."""
-        os.eventfd_write(self._wake_fd, 1)
+        """Make a `poll` in the owning thread return. Any thread and any signal handler may."""
+        self._waker.ring()
 
-    def _clear_wake(self) -> None:
-        try:
-            os.eventfd_read(self._wake_fd)
-        except BlockingIOError:
-            return  # nobody called
-
-    def _listening(self, only: frozenset[str] | None) -> "list[zmq.Socket[bytes]]":
+    def _listening(self, only: Collection[str] | None) -> list[Socket]:
         sockets = [] if self._zap is None else [self._zap]
         for port in self._ports.values():
             if port.monitor is not None:
@@ -349,14 +266,7 @@ class Node:
                 sockets.append(port.socket)
         return sockets
 
-    def _make_poller(self, only: frozenset[str] | None) -> zmq.Poller:
-        poller = zmq.Poller()
-        poller.register(self._wake_fd, zmq.POLLIN)
-        for socket in self._listening(only):
-            poller.register(socket, zmq.POLLIN)
-        return poller
-
-    def _take(self, ready: "set[zmq.Socket[bytes] | int]") -> list[Received]:
+    def _take(self, ready: Collection[Socket | int]) -> list[Received]:
         """Read what is there from the sockets in `ready`."""
         self.pending = False
         if self._zap is not None and self._zap in ready:
@@ -387,110 +297,67 @@ class Node:
             part = port.socket.recv(zmq.NOBLOCK, copy=False)
             if len(parts) < 3 + codec.MAX_FRAMES:  # one too many is enough to be refused
                 parts.append(part)
-        counts = self._gate.counts
-        counts["received"] += 1
-        counts["bytes_in"] += sum(len(part) for part in parts)
-        try:
-            decoded = codec.decode([part.buffer for part in parts])
-        except Malformed as error:
-            self._gate.malformed(port.name, str(error))
-            return None
-        except VersionMismatch as error:
-            counts["other_versions"] += 1
-            self._gate.note(f"{port.name}: {error}")
-            return None
-        admitted = None if port.curve is None else self._admission(port, port.curve, parts[0])
-        role = self._gate.judge(port.name, port.channel, decoded, route=route, admitted=admitted)
-        if role is None:
-            return None
-        said = decoded.envelope
-        return Received(
-            port.name, said.sender, role, said.incarnation, said, decoded.message, decoded.frames
-        )
+        admitted = self._admission(port, parts[0])
+        buffers = [part.buffer for part in parts]
+        return self._gate.let_in(port.name, port.channel, buffers, route=route, admitted=admitted)
 
     # --- keys ------------------------------------------------------------------------------------
 
-    def _admission(self, port: _Port, curve: ServerCurve, part: zmq.Frame) -> Admission | None:
-        """What the key behind this message entitles to; asked again every second."""
+    def _admission(self, port: _Port, part: zmq.Frame) -> Admission | None:
+        """What the key behind this message entitles to; None where no keys are used."""
+        if port.admissions is None:
+            return None
         try:
-            key = str(part.get("User-Id"))
+            return port.admissions.of(str(part.get("User-Id")), self._clock.now())
         except zmq.ZMQError:
             return None
-        now = self._clock.now()
-        asked_at, admission = port.admitted.get(key, (-math.inf, None))
-        if now - asked_at > ADMISSION_FRESH_S:
-            admission = curve.allow(key)
-            port.admitted[key] = (now, admission)
-        return admission
 
-    def _answer_zap(self, socket: "zmq.Socket[bytes]") -> None:
+    def _answer_zap(self, socket: Socket) -> None:
         """Decide about the handshakes that wait."""
         for _ in range(BATCH):
             try:
                 request = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            empty = request.index(b"")
-            verdict = zap.answer(request[empty + 1 :], self._allow[-1].allow)
+            delimiter = request.index(b"")
+            verdict = zap.answer(request[delimiter + 1 :], self._allow_of)
             if verdict.refused:
-                self._gate.counts["handshakes_refused"] += 1
-                self._gate.note(f"refused {verdict.refused}")
+                self._gate.drop("handshakes_refused", f"refused {verdict.refused}")
             else:
                 self._gate.counts["handshakes_accepted"] += 1
-            socket.send_multipart([*request[: empty + 1], *verdict.reply], zmq.NOBLOCK)
+            socket.send_multipart([*request[: delimiter + 1], *verdict.reply], zmq.NOBLOCK)
+        self.pending = True
 
-    def _read_monitor(self, port: _Port, monitor: "zmq.Socket[bytes]") -> None:
-        """Keep track of how a connection with keys fares."""
+    def _read_monitor(self, port: _Port, monitor: Socket) -> None:
+        """Keep track of how connections with keys fare."""
         while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = recv_monitor_message(monitor, zmq.NOBLOCK)
-            kind = event["event"]
-            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                port.up, port.trouble = True, ""
-            elif port.curve is not None:
-                if kind in (
-                    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-                    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-                ):
-                    self._gate.counts["handshakes_refused"] += 1
-                    self._gate.note(
-                        f"{port.name}: a handshake failed: wrong server key, or not CURVE"
-                    )
-            elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                port.trouble = f"{port.endpoint} refuses this key: it was never invited, or revoked"
-            elif kind == zmq.EVENT_CONNECT_RETRIED and not port.up:
-                port.trouble = port.trouble or f"nobody listens at {port.endpoint}"
-            elif kind == zmq.EVENT_DISCONNECTED:
-                if not port.up and not port.trouble:
-                    port.trouble = (
-                        f"{port.endpoint} broke off the handshake: it is not the server this key "
-                        "file was made for, or does not speak this protocol"
-                    )
-                port.up = False
+            number = recv_monitor_message(monitor, zmq.NOBLOCK)["event"]
+            event = EVENTS[str(zmq.Event(number).name)]
+            if port.handshake is not None:
+                port.handshake.heard(event)
+            elif event == "broken":
+                words = f"{port.name}: a handshake failed: not CURVE, or for another server key"
+                self._gate.drop("handshakes_refused", words)
 
-    def handshake(self, name: str, timeout_s: float) -> None:
+    def handshake(self, name: str, patience_s: float) -> None:
         """Wait until `name`, connected with keys, is let in.
 
         Raises `Refused`, in words, when it is not, or when there is no answer in time.
         """
         port = self._ports[name]
         assert port.monitor is not None, f"{name} was not connected with keys"
-        deadline = Deadline.after(self._clock, timeout_s, f"handshake with {port.endpoint}")
-        while not port.up:
-            left_s = deadline.left()
-            if port.monitor.poll(math.ceil(left_s * 1000)):
+        assert port.handshake is not None, f"{name} was not connected with keys"
+        deadline = Deadline.after(self._clock, patience_s, f"handshake with {port.endpoint}")
+        while not port.handshake.up:
+            if port.handshake.final or deadline.passed():
+                raise Refused(port.handshake.silence(patience_s))
+            if port.monitor.poll(math.ceil(deadline.left() * 1000)):
                 self._read_monitor(port, port.monitor)
-            if port.up:
-                return
-            if "refuses" in port.trouble or "broke off" in port.trouble or left_s == 0.0:
-                raise Refused(
-                    port.trouble
-                    or f"no answer from {port.endpoint} within {timeout_s:g} s: wrong address, "
-                    "a firewall in between, or the key file belongs to another run"
-                )
 
-    def connected(self, name: str) -> bool:
-        """Is the connection with keys to `name` up at this moment?"""
-        return self._ports[name].up
+    def trouble(self, name: str) -> str:
+        """Why the connection with keys to `name` is down, in words; "" when up or still trying."""
+        handshake = self._ports[name].handshake
+        return "" if handshake is None or handshake.up else handshake.trouble
 
     # --- the rest --------------------------------------------------------------------------------
 
@@ -518,9 +385,8 @@ class Node:
         if self._zap is not None:
             self._zap.close()
             self._zap = None
-        if not self._context.closed:
-            self._context.term()
-            os.close(self._wake_fd)
+        self._context.term()
+        self._waker.close()
 
     def _close_port(self, port: _Port, linger_s: float | None) -> None:
         if port.monitor is not None:

@@ -4,13 +4,12 @@ libzmq asks at every handshake of a CURVE server. The user id of an admitted pee
 key; every message it sends carries it, so that its role is looked up by key and never believed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol.keys import Allow, z85
 
 ENDPOINT = "inproc://zeromq.zap.01"
-DOMAIN = b"trireme"
 _VERSION = b"1.0"
 _KEY_BYTES = 32
 
@@ -23,14 +22,19 @@ class Verdict:
     refused: str
 
 
-def answer(request: Sequence[bytes], allow: Allow) -> Verdict:
-    """Decide about one handshake. `request`: the frames after the empty delimiter."""
+def answer(request: Sequence[bytes], allow_of: Mapping[bytes, Allow]) -> Verdict:
+    """Decide about one handshake.
+
+    `request`: the frames after the empty delimiter. `allow_of`: allow-list of each ZAP domain,
+    which is the name of the channel that was knocked at.
+    """
     number = request[1] if len(request) > 1 else b""
     if len(request) != 7 or request[0] != _VERSION or request[5] != b"CURVE":
         return _refuse(number, "a handshake that is not CURVE")
     peer = request[3].decode(errors="replace")
-    if request[2] != DOMAIN or len(request[6]) != _KEY_BYTES:
-        return _refuse(number, f"a handshake from {peer} for another domain")
+    allow = allow_of.get(request[2])
+    if allow is None or len(request[6]) != _KEY_BYTES:
+        return _refuse(number, f"a handshake from {peer} for no channel of ours")
     public_key = z85(request[6])
     try:
         admitted = allow(public_key)
