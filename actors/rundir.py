@@ -9,6 +9,7 @@
       outcome.json         how the run ended, once it has
       ledger.sqlite        which token span went into which row of which batch
       metrics.jsonl        one object per committed step
+      rollouts.jsonl       one object per scored group of completions
       logs/                ACTOR.jsonl, ACTOR.stderr, death-ACTOR-INCARNATION.json
       checkpoints/         step-00000100/
       keys/                CURVE keys of remote hosts, 0600
@@ -84,6 +85,11 @@ class RunDir:
     def metrics(self) -> Path:
         """One JSON object per committed step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        """One JSON object per group of completions, with the compile rate of its version so far."""
+        return self.path / "rollouts.jsonl"
 
     @property
     def tokenizer(self) -> Path:
