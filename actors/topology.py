@@ -322,14 +322,20 @@ def load(name_or_path: str, overrides: tuple[str, ...] = ()) -> Topology:
     resolved copy in a run directory can be used from anywhere.
     """
     text, source = find_topology(name_or_path)
-    return absolute_paths(decode(text, source=source, overrides=overrides), Path.cwd())
+    return absolute_paths(decode(text, source=source, overrides=overrides))
 
 
-def absolute_paths(topology: Topology, base: Path) -> Topology:
-    """The topology with `~` expanded and relative data paths counted from `base`."""
+def absolute_paths(topology: Topology, base: Path | None = None) -> Topology:
+    """The topology with `~` expanded and relative data paths counted from `base`, or from here."""
+    base = base or Path.cwd()
 
     def absolute(path: str) -> str:
-        return str(base / Path(path).expanduser()) if path else ""
+        if not path:
+            return ""
+        try:
+            return str(base / Path(path).expanduser())
+        except RuntimeError:  # ~somebody who is not here: `check_paths` says so
+            return path
 
     data = topology.data
     sources = tuple(msgspec.structs.replace(s, path=absolute(s.path)) for s in data.sources)
