@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from kernels.precision.sums import absolute_mean, frobenius_norm
+from kernels.precision.ternary import quantise
 
 # Never projected unless asked for: the scale of these is what they have learned, and a tied head
 # would be stretched by sqrt(vocabulary / width).
@@ -116,8 +117,7 @@ def relative_defect(w_MN: Tensor) -> float:
 
 def ternary_defect(master_MN: Tensor) -> float:
     """`relative_defect` of what a ternary layer's forward sees: its codes."""
-    scale = absolute_mean(master_MN).clamp_min(1e-5)
-    return relative_defect((master_MN / scale).round().clamp(-1, 1))
+    return relative_defect(quantise(master_MN).codes.to(master_MN.dtype))
 
 
 def _defect(gram: Tensor) -> float:
