@@ -78,8 +78,9 @@ class LineFile:
             self._fd = -1
 
     def _open(self) -> None:
-        if self._fd >= 0:
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
             return
+        self.close()  # somebody removed the file: what is said from now on goes into a new one
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(self.path, flags, 0o644)
         try:

@@ -113,6 +113,13 @@ def test_a_directory_that_is_not_there_is_counted_not_raised(tmp_path: Path):
     file.close()
 
 
+def test_a_file_that_was_removed_is_begun_anew(file: LineFile):
+    file.append([b"a\n"])
+    file.path.unlink()
+    assert file.append([b"b\n"])
+    assert file.path.read_bytes() == b"b\n"
+
+
 def test_files_rotate_by_size_and_the_oldest_go(path: Path):
     file = LineFile(path, rotate_bytes=20, keep=2)
     for number in range(8):
