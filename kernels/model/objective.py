@@ -57,7 +57,8 @@ def objective(
     entropy_weight: float,
     logit_elements: int = LOGIT_ELEMENTS,
 ) -> Objective:
-    """Objective of rows of seq_len + 1 int64 `tokens_BT`; see `Objective`."""
+    """Objective of rows of seq_len + 1 tokens (B, T), of any integer type; see `Objective`."""
+    tokens_BT = tokens_BT.long()
     counted_N = counted_targets(documents_BT).reshape(-1)
     targets_N = tokens_BT[:, 1:].reshape(-1)
     states = model.states(tokens_BT[:, :-1])
