@@ -277,11 +277,11 @@ def _play(request: Fork) -> int:
     process.set_name(seat.name)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # the supervisor asks before it kills
-    allowed = os.sched_getaffinity(0) & set(seat.cpus)
-    if allowed:
-        os.sched_setaffinity(0, allowed)
-    elif seat.cpus:
-        _note(f"none of the CPUs {sorted(seat.cpus)} may be used here; not pinned")
+    if seat.cpus:
+        try:
+            os.sched_setaffinity(0, seat.cpus)
+        except OSError:  # the machine has changed since the plan was made
+            _note(f"none of the CPUs {sorted(seat.cpus)} may be used here; not pinned")
     if seat.nice:
         with contextlib.suppress(PermissionError):  # only lowering is everyone's right
             os.nice(seat.nice)

@@ -17,7 +17,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,14 @@ RUN_MARK = "TRIREME_RUN"
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_DEFAULT_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGPIPE,
+    signal.SIGCHLD,
+    signal.SIGUSR2,
+)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -88,6 +96,20 @@ def rss_bytes(pid: int) -> int:
         return 0
 
 
+def parent(pid: int) -> int:
+    """Pid of its parent; 0 when it is gone."""
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[1])
+
+
+def leads_session(pid: int) -> bool:
+    """Whether it has a session of its own, as every actor and forkserver has."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 def of_run(run_id: str) -> list[Identity]:
     """Every living process that carries this run's mark, this one included when it does."""
     mark = f"{RUN_MARK}={run_id}".encode()
@@ -139,12 +161,18 @@ def environment(run_id: str = "", **settings: str) -> dict[str, str]:
 
 
 def start(
-    command: list[str], *, output: Path, env: Mapping[str, str], stdin: int | None = None
+    command: list[str],
+    *,
+    output: Path,
+    env: Mapping[str, str],
+    stdin: int | None = None,
+    cpus: Collection[int] = (),
 ) -> Identity:
     """Start a program in a session of its own, its output appended to a file. Raises OSError.
 
     The caller must `reap` it, unless it dies first. No file descriptor is inherited besides the
     standard ones (Python opens all others close-on-exec); `stdin` is one of ours it may have.
+    `cpus`: where it may run, when that differs from where we may.
     """
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     first = (
@@ -152,19 +180,26 @@ def start(
         if stdin is None
         else (os.POSIX_SPAWN_DUP2, stdin, 0)
     )
-    pid = os.posix_spawn(
-        command[0],
-        command,
-        env,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD),
-        file_actions=(
-            first,
-            (os.POSIX_SPAWN_OPEN, 1, os.fspath(output), append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ),
-    )
+    ours = os.sched_getaffinity(0)
+    if cpus:
+        os.sched_setaffinity(0, cpus)  # inherited; posix_spawn has no attribute for it
+    try:
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            env,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+            file_actions=(
+                first,
+                (os.POSIX_SPAWN_OPEN, 1, os.fspath(output), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ),
+        )
+    finally:
+        if cpus:
+            os.sched_setaffinity(0, ours)
     who = identity(pid)  # ours to reap, so it cannot have vanished
     assert who is not None
     return who
@@ -302,32 +337,6 @@ def words(code: int | None) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def oom_kills() -> int:
-    """Out-of-memory kills so far in our control group; 0 where the kernel does not count them."""
-    for path in _oom_files():
-        try:
-            text = path.read_text(encoding="ascii")
-        except OSError:
-            continue
-        for line in text.splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill" and value.isdecimal():
-                return int(value)
-    return 0
-
-
-def _oom_files() -> Iterator[Path]:
-    """Where this machine's kernel counts them: control groups of version 2, then of version 1."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers == "":
-                yield Path("/sys/fs/cgroup" + group) / "memory.events"
-            elif "memory" in controllers.split(","):
-                yield Path("/sys/fs/cgroup/memory" + group) / "memory.oom_control"
-    yield Path("/sys/fs/cgroup/memory/memory.oom_control")
 
 
 def _ended(pid: int, status: int, usage: resource.struct_rusage) -> Ended:

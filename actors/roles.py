@@ -17,7 +17,8 @@ class Entry:
 
     entry: str  # "package.module:function"
     preload: Preload  # which warm forkserver it is forked from
-    order: int  # roles start from the smallest and stop from the largest
+    order: int  # roles start from the smallest ...
+    stop_order: int  # ... and stop from the smallest of these
 
     @property
     def needs_torch(self) -> bool:
@@ -25,14 +26,15 @@ class Entry:
         return self.preload == "torch"
 
 
-# Whoever writes down what the others say comes first; whoever only asks of others comes last.
+# Whoever writes down what the others say comes first; whoever only asks of others comes last. They
+# stop in reverse.
 ROLES: dict[str, Entry] = {
-    "recorder": Entry("actors.recorder.process:main", "light", 0),
-    "loader": Entry("actors.data.loader:main", "light", 1),
-    "optimizer_shard": Entry("actors.optimizer.process:main", "torch", 2),
-    "trainer": Entry("actors.trainer.process:main", "torch", 3),
-    "data_worker": Entry("actors.data.worker:main", "light", 4),
-    "rollout": Entry("actors.rollout.process:main", "torch", 5),
+    "recorder": Entry("actors.recorder.process:main", "light", 0, 5),
+    "loader": Entry("actors.data.loader:main", "light", 1, 4),
+    "optimizer_shard": Entry("actors.optimizer.process:main", "torch", 2, 3),
+    "trainer": Entry("actors.trainer.process:main", "torch", 3, 2),
+    "data_worker": Entry("actors.data.worker:main", "light", 4, 1),
+    "rollout": Entry("actors.rollout.process:main", "torch", 5, 0),
 }
 
 # What each forkserver has imported before it forks. Importing must start no thread, no thread

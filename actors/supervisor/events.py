@@ -104,7 +104,15 @@ class StopWanted:
     failed: bool = False  # the shell itself cannot go on
 
 
-Event = Tick | Forked | NotForked | Heard | Ended | Left | Completed | StopWanted
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An earlier supervisor was ending the run, this way, when it died."""
+
+    end: End
+    reason: str
+
+
+Event = Tick | Forked | NotForked | Heard | Ended | Left | Completed | StopWanted | Resumed
 
 
 # --- Instructions ---------------------------------------------------------------------------------

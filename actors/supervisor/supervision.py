@@ -36,6 +36,7 @@ from actors.supervisor.events import (
     Memory,
     NotForked,
     Place,
+    Resumed,
     StopWanted,
     Tell,
     Tick,
@@ -154,6 +155,8 @@ class Supervision:
             case StopWanted():
                 end: End = "failed" if event.failed else "stopped"
                 done += self._wind_up(end, event.reason, now, at_once=event.at_once)
+            case Resumed(end=end, reason=reason):
+                done += self._wind_up(end, reason, now)
         return done + self._advance(now)
 
     def _answered(self, event: Forked | NotForked, now: float) -> list[Instruction]:

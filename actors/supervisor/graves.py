@@ -1,0 +1,88 @@
+"""What became of the dead: how each ended, in words, and a report for those who ended too early."""
+
+import asyncio
+import datetime
+import signal
+from collections import deque
+from functools import partial
+
+import msgspec
+import structlog
+
+from actors import process
+from actors.process import Identity
+from actors.rundir import RunDir
+from actors.supervisor import oom, reports
+from actors.supervisor.events import Bury
+from actors.supervisor.lives import End
+from protocol.messages import Beat
+
+# The recorder writes what it had in hand within this; then the report is made.
+_SETTLE_S = 0.3
+
+
+class Graves:
+    """Belongs to the running event loop."""
+
+    def __init__(self, run: RunDir, log: structlog.stdlib.BoundLogger) -> None:
+        self._run = run
+        self._log = log
+        self._oom_kills = oom.oom_kills()
+        self._ends: deque[tuple[End, bool, float]] = deque(maxlen=64)
+        self._pending: dict[reports.Death, asyncio.TimerHandle] = {}
+
+    def how(self, end: End) -> str:
+        """How that life ended, in words. Must be asked once for each end, when it is seen."""
+        out_of_memory = False
+        if end.code == -signal.SIGKILL:
+            kills = oom.oom_kills()
+            out_of_memory, self._oom_kills = kills > self._oom_kills, kills
+        self._ends.append((end, out_of_memory, process.age_s(end.who)))
+        words = process.words(end.code)
+        return f"{words}, out of memory" if out_of_memory else words
+
+    def bury(self, bury: Bury, beat: Beat | None) -> None:
+        """Log a death now, and report it in full once its last words have arrived."""
+        found = [
+            known
+            for known in self._ends
+            if (known[0].name, known[0].incarnation) == (bury.name, bury.incarnation)
+        ]
+        nobody = End(bury.name, bury.incarnation, Identity(0, 0), None)
+        end, out_of_memory, lived_s = found[-1] if found else (nobody, False, 0.0)
+        self._log.warning(
+            "actor died",
+            who=bury.name,
+            life=bury.incarnation,
+            pid=end.who.pid,
+            how=bury.why,
+            restart_in_s=bury.restart_in_s,
+        )
+        death = reports.Death(
+            timestamp=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+            actor=bury.name,
+            incarnation=bury.incarnation,
+            pid=end.who.pid,
+            how=bury.why,
+            out_of_memory=out_of_memory,
+            lived_s=round(lived_s, 3),
+            max_rss_bytes=end.max_rss_bytes,
+            cpu_s=round(end.cpu_s, 3),
+            restart_in_s=bury.restart_in_s,
+            last_beat=None if beat is None else msgspec.to_builtins(beat),
+        )
+        loop = asyncio.get_running_loop()
+        self._pending[death] = loop.call_later(_SETTLE_S, partial(self._report, death))
+
+    def close(self) -> None:
+        """Write what is pending."""
+        for death, timer in list(self._pending.items()):
+            timer.cancel()
+            self._report(death)
+
+    def _report(self, death: reports.Death) -> None:
+        self._pending.pop(death, None)
+        try:
+            reports.write(self._run, death)
+        except OSError as error:
+            self._log.error("death report not written", who=death.actor, why=str(error))

@@ -1,0 +1,395 @@
+"""The supervisor's process: performs what `Supervision` decides.
+
+It owns the process table, the two forkservers, the run's shared memory and the control endpoint.
+When it dies nothing else does: the launcher starts the next one, which finds the actors through
+processes.json and the forkservers, checks each against its start time, and takes over.
+
+    python -m actors.supervisor.process RUN_DIR [--fresh]
+
+Ends with 0 when the run is done, 3 when it failed, 130 when it was stopped; outcome.json says why.
+Anything else is a crash, after which it is started again.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors import forkserver, outcome, process, rundir, topology
+from actors.loop_async import AsyncMailbox, serve
+from actors.process import Identity
+from actors.roles import ROLES, Entry
+from actors.rundir import RunDir, RunDirError
+from actors.seat import Seat
+from actors.supervisor import adoption, control, places, segments, table
+from actors.supervisor.events import (
+    Bury,
+    Ended,
+    Event,
+    Finish,
+    Fork,
+    Forked,
+    Heard,
+    Instruction,
+    Kill,
+    NotForked,
+    Resumed,
+    StopWanted,
+    Tell,
+    Tick,
+)
+from actors.supervisor.forkservers import Forkservers
+from actors.supervisor.graves import Graves
+from actors.supervisor.lives import End, Lives
+from actors.supervisor.supervision import Supervision
+from actors.topology import Topology
+from protocol.clock import Clock, MonotonicClock
+from protocol.errors import ProtocolError
+from protocol.messages import Beat, PeerDown, PeerUp
+
+# Another one holds the lock.
+EXIT_TAKEN = 75
+EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
+
+# How often deadlines and waits are looked at: a fifth of the shortest back-off.
+_TICK_S = 0.02
+# A forkserver that lives says who its children are at once.
+_READY_S = 2.0
+# Forkservers own nothing: they get this to leave.
+_LEAVE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What tests replace: the roles, and the segments a topology needs."""
+
+    roles: dict[str, Entry] = field(default_factory=lambda: dict(ROLES))
+    segments: Callable[[str, Topology], dict[str, int]] = segments.wanted
+
+
+class Supervisor:
+    """One life of the supervisor, from taking over what lives to the end of the run."""
+
+    def __init__(
+        self, run: RunDir, incarnation: int, around: Surroundings, clock: Clock, *, fresh: bool
+    ) -> None:
+        """Raises `RunDirError` and `TopologyError` when the run directory is not usable."""
+        self.run, self.around, self.clock, self.fresh = run, around, clock, fresh
+        self.me = process.myself()
+        self.incarnation = incarnation
+        self.first_incarnation = incarnation  # of this launch
+        text = run.topology.read_text(encoding="utf-8")
+        self.topology = topology.decode(text, source=str(run.topology))
+        self.seated = places.read(run)
+        self.seats = {actor.name: actor for actor in self.seated}
+        self.beats: dict[str, Beat] = {}
+        self.finish: Finish | None = None
+        self.completed: tuple[int, str] | None = None  # last step, its weights_digest
+        self.ready = False  # `supervision` exists
+        self._signals = 0  # SIGTERMs so far
+        self._ticked_at = 0.0
+
+    async def supervise(self) -> int:
+        """Until nothing of the run is left; returns the exit code."""
+        self.run.make_socket_dir()
+        mine = self.seats.get("supervisor")
+        seat = Seat(
+            run_dir=str(self.run.path),
+            run_id=self.run.run_id,
+            socket_dir=str(self.run.socket_dir),
+            name="supervisor",
+            role="supervisor",
+            incarnation=self.incarnation,
+        )
+        async with AsyncMailbox(seat, ("telemetry",), ("control",), signals=False) as self.mailbox:
+            self.log = self.mailbox.log
+            self.graves = Graves(self.run, self.log)
+            self.lives = Lives(self._life_ended)
+            self.forkservers = Forkservers(
+                self.run,
+                self.clock,
+                cpus=os.sched_getaffinity(0),
+                orphan_grace_s=self.topology.supervision.orphan_grace_s,
+                told=self._told,
+                sweep=self.sweep,
+                note=lambda level, text: self.log.log(LEVELS[level], text),
+            )
+            self.desk = control.Desk(self)
+            if mine is not None and mine.cpus:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, mine.cpus)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self._signalled)
+            loop.add_signal_handler(signal.SIGINT, lambda: None)  # a Ctrl-C is the launcher's
+            try:
+                await self._take_over()
+                await self._watch_over()
+                await self.forkservers.close(_LEAVE_S)
+            finally:
+                self.forkservers.abandon()
+                self.lives.close()
+            return self._leave()
+
+    # --- Taking over ------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        """Find out who lives, end whoever nobody knows, make what is missing."""
+        rows = table.read(self.run)
+        own = rows.get("supervisor", table.Row())
+        if not self.fresh:
+            self.first_incarnation = own.incarnation - own.restarts or self.incarnation
+        await self._warm_up({} if self.fresh else adoption.forkservers(rows))
+        self.supervision = Supervision(
+            self.topology.supervision,
+            places.places(self.seated, self.around.roles),
+            now=self.clock.now(),
+            memories=adoption.memories(rows, self.forkservers.children(), fresh=self.fresh),
+        )
+        self.ready = True
+        self.sweep()
+        if self.fresh:
+            segments.remove(self.run.run_id)
+        segments.make(self.around.segments(self.run.run_id, self.topology))
+        living = [actor for actor in self.supervision.actors.values() if actor.who is not None]
+        self.log.info(
+            "supervisor started", fresh=self.fresh, adopted=[actor.name for actor in living]
+        )
+        for actor in living:
+            assert actor.who is not None
+            self.lives.watch(actor.name, actor.incarnation, actor.who)
+        if own.end and not self.fresh:
+            self.handle(Resumed(own.end, own.reason))  # our predecessor was ending the run
+        if self._signals:
+            self.handle(StopWanted("interrupted", at_once=self._signals > 1))
+        self.handle(Tick())
+
+    async def _warm_up(self, known: dict[str, Identity]) -> None:
+        """Start the forkservers; those that live already say at once who their children are."""
+        for preload in self.forkservers.open(known):
+            end = self.clock.now() + _READY_S
+            while not self.forkservers.warm(preload) and self.clock.now() < end:
+                await asyncio.sleep(0.002)
+
+    def sweep(self) -> None:
+        """End every actor of this run that nobody knows: what a dead forkserver did not tell."""
+        if not self.ready:
+            return
+        known = {actor.who for actor in self.supervision.actors.values()} | {self.me}
+        warm = set(self.forkservers.living().values())
+        for who in process.of_run(self.run.run_id):
+            if who in known or who in warm or not process.leads_session(who.pid):
+                continue
+            if process.parent(who.pid) in {one.pid for one in warm}:
+                continue  # just forked: its forkserver is about to tell
+            self.log.warning("stray process ended", pid=who.pid)
+            process.send_signal(who, signal.SIGKILL)
+
+    # --- Watching over ----------------------------------------------------------------------------
+
+    async def _watch_over(self) -> None:
+        while self.finish is None:
+            for received in await self.mailbox.receive(_TICK_S):
+                self.desk.hear(received)
+            if self.clock.now() - self._ticked_at >= _TICK_S:
+                self._ticked_at = self.clock.now()
+                self.forkservers.check()
+                self.handle(Tick())
+
+    def _signalled(self) -> None:
+        """SIGTERM: stop. Another one: do not wait for anybody."""
+        self._signals += 1
+        if self.ready:
+            self.handle(StopWanted("interrupted", at_once=self._signals > 1))
+
+    def soon(self, s: float, do: Callable[[], None]) -> None:
+        """Do something a little later."""
+        asyncio.get_running_loop().call_later(s, do)
+
+    def handle(self, event: Event) -> None:
+        """Let the decider decide, and do it."""
+        instructions = self.supervision.handle(event, self.clock.now())
+        if instructions or isinstance(event, Forked | Ended | StopWanted):
+            self._save()  # before it is done: incarnations must not be forgotten
+        for instruction in instructions:
+            self._perform(instruction)
+
+    def _perform(self, instruction: Instruction) -> None:
+        match instruction:
+            case Fork(name=name, incarnation=incarnation):
+                entry = self.around.roles[self.seats[name].role]
+                seat = places.seat(self.run, self.seats[name], incarnation)
+                self.beats.pop(name, None)
+                self.forkservers.fork(
+                    entry.preload,
+                    forkserver.Fork(
+                        entry=entry.entry, seat=seat, stderr=str(self.run.stderr_of(name))
+                    ),
+                )
+            case Kill(who=who, signal=number):
+                self.log.warning(
+                    "killing",
+                    target=instruction.name,
+                    signal=signal.Signals(number).name,
+                    why=instruction.why,
+                )
+                process.send_signal(who, number)
+            case Tell(name=name, message=message):
+                if isinstance(message, PeerUp):
+                    self.mailbox.refuse_older(message.name, message.incarnation)
+                elif isinstance(message, PeerDown):
+                    self.mailbox.refuse_older(message.name, message.incarnation + 1)
+                for peer in (name,) if name else self.supervision.peers():
+                    self.mailbox.send("control", message, to=peer)
+            case Bury():
+                self.graves.bury(instruction, self.beats.get(instruction.name))
+            case Finish():
+                self.finish = instruction
+
+    # --- Lives ------------------------------------------------------------------------------------
+
+    def _told(self, reply: forkserver.Reply) -> None:
+        """A forkserver speaks."""
+        match reply:
+            case forkserver.Forked(life=life):
+                self.born(life.name, life.incarnation, life.who)
+            case forkserver.NotForked():
+                self.handle(NotForked(reply.name, reply.incarnation, reply.reason))
+            case forkserver.Exited():
+                self.lives.reported(reply)
+            case forkserver.Ready():
+                self.log.info("forkserver ready", preload=reply.preload, threads=reply.threads)
+
+    def born(self, name: str, incarnation: int, who: Identity) -> None:
+        """A life has begun, as its forkserver or it itself says. Being told twice is harmless."""
+        actor = self.supervision.actors.get(name)
+        if actor is None or actor.incarnation != incarnation or actor.stage == "gone":
+            process.send_signal(who, signal.SIGKILL)
+            return
+        if actor.stage == "asked":
+            self.handle(Forked(name, incarnation, who))
+            self.lives.watch(name, incarnation, who)
+
+    def heard(self, heard: Heard, who: Identity) -> bool:
+        """An actor spoke; whether it is one of ours. Its word may overtake its forkserver's."""
+        actor = self.supervision.actors.get(heard.name)
+        if actor is None or actor.incarnation != heard.incarnation:
+            return False
+        if actor.stage == "asked":
+            self.born(heard.name, heard.incarnation, who)
+        if actor.who != who:
+            return False
+        self.handle(heard)
+        return True
+
+    def _life_ended(self, end: End) -> None:
+        how = self.graves.how(end)
+        self.handle(Ended(end.name, end.incarnation, how))
+
+    # --- The table and the end --------------------------------------------------------------------
+
+    def _save(self) -> None:
+        own = table.row(
+            self.me,
+            self.incarnation,
+            restarts=self.incarnation - self.first_incarnation,
+            end=self.supervision.end or "",
+            reason=self.supervision.reason,
+        )
+        rows: dict[str, table.Row] = {"supervisor": own}
+        for preload, who in self.forkservers.living().items():
+            rows[f"forkserver/{preload}"] = table.row(who)
+        for actor in self.supervision.actors.values():
+            rows[actor.name] = table.row(
+                actor.who,
+                actor.incarnation,
+                restarts=actor.restarts,
+                deaths=actor.rationing.deaths,
+            )
+        try:
+            table.write(self.run, rows)
+        except OSError as error:  # a full disk: the forkservers know who lives
+            self.log.warning("process table not written", why=str(error))
+
+    def _leave(self) -> int:
+        """Leave nothing behind but the run directory."""
+        assert self.finish is not None
+        self.graves.close()
+        _end_all(self.run)
+        stuck = segments.remove(self.run.run_id)
+        reason = self.finish.reason + (f"; left in /dev/shm: {stuck}" if stuck else "")
+        step, digest = self.completed or (0, "")
+        restarts = sum(actor.restarts for actor in self.supervision.actors.values())
+        outcome.write(
+            self.run,
+            outcome.Outcome(
+                end=self.finish.end,
+                reason=reason,
+                step=step,
+                weights_digest=digest,
+                restarts=restarts,
+            ),
+        )
+        return EXIT_CODES[self.finish.end]
+
+
+LEVELS = {"info": 20, "warning": 30, "error": 40}
+
+
+def run_supervisor(path: Path, *, fresh: bool, around: Surroundings | None = None) -> int:
+    """Supervise the run in that directory to its end; returns the exit code."""
+    process.set_name("supervisor")
+    run = rundir.open_(path)
+    lock = process.try_lock(run.supervisor_lock)
+    if lock is None:
+        sys.stderr.write(f"{path} has a supervisor already\n")
+        return EXIT_TAKEN
+    try:
+        supervisor = Supervisor(
+            run, _count_life(lock), around or Surroundings(), MonotonicClock(), fresh=fresh
+        )
+        return serve(supervisor.supervise())
+    except (RunDirError, topology.TopologyError, ProtocolError) as error:
+        # Not a crash: the next supervisor would meet the same.
+        _end_all(run)
+        segments.remove(run.run_id)
+        outcome.write(run, outcome.Outcome(end="failed", reason=str(error)))
+        return EXIT_CODES["failed"]
+    finally:
+        if outcome.read(run) is not None:
+            run.remove_socket_dir()
+        os.close(lock)
+
+
+def _end_all(run: RunDir) -> None:
+    """SIGKILL to every process of the run but ourselves. What they started goes with them."""
+    me = process.myself()
+    for who in process.of_run(run.run_id):
+        if who != me:
+            process.send_signal(who, signal.SIGKILL)
+
+
+def _count_life(lock: int) -> int:
+    """Our incarnation: one more than the locked file says. It never goes back."""
+    text = os.pread(lock, 20, 0).strip()
+    incarnation = int(text) + 1 if text.isdigit() else 1
+    os.pwrite(lock, f"{incarnation:<19}\n".encode(), 0)
+    return incarnation
+
+
+def main(arguments: list[str] | None = None, around: Surroundings | None = None) -> None:
+    """Command line of the launcher."""
+    parser = argparse.ArgumentParser(prog="actors.supervisor.process")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--fresh", action="store_true", help="nothing of the run lives")
+    wanted: Any = parser.parse_args(arguments)
+    sys.exit(run_supervisor(wanted.run_dir, fresh=wanted.fresh, around=around))
+
+
+if __name__ == "__main__":
+    main()

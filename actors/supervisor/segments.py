@@ -1,0 +1,52 @@
+"""The run's shared memory: made before the actors start, removed after the last has gone.
+
+Whoever dies meanwhile, the bytes stay: that is what lets a shard be replaced within a step.
+"""
+
+from actors.topology import Topology
+from protocol import segments
+from protocol.errors import SegmentError
+from protocol.segments import segment_name
+
+
+def wanted(run_id: str, topology: Topology) -> dict[str, int]:
+    """Names and bytes of all segments of a run."""
+    from actors import gradient_slots
+    from actors.optimizer import layout
+
+    sizes: dict[str, int] = {}
+    for shard in range(topology.actors.optimizer_shards):
+        name = segment_name(run_id, f"optimizer_shard/{shard}", "state")
+        sizes[name] = layout.state_layout(topology, shard).total_bytes
+    for trainer in range(topology.actors.trainers):
+        name = segment_name(run_id, f"trainer/{trainer}", "gradients")
+        sizes[name] = gradient_slots.segment_bytes(topology.model)
+    return sizes
+
+
+def make(sizes: dict[str, int]) -> None:
+    """Create what is missing; what is there stays as it is. Raises `SegmentError`."""
+    for name, nbytes in sizes.items():
+        try:
+            found = segments.attach(name)
+        except SegmentError:
+            segments.create(name, nbytes).close()
+            continue
+        fits = found.nbytes == nbytes
+        found.close()
+        if not fits:
+            raise SegmentError(
+                f"segment {name} holds {found.nbytes} bytes where {nbytes} are needed: it was made "
+                f"for another topology; stop what uses it and remove /dev/shm/{name}"
+            )
+
+
+def remove(run_id: str) -> list[str]:
+    """Unlink all segments of a run; returns those that could not be."""
+    stuck: list[str] = []
+    for name in segments.listing(f"trireme-{run_id}-"):
+        try:
+            segments.unlink(name)
+        except SegmentError:
+            stuck.append(name)
+    return stuck
