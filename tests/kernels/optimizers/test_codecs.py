@@ -33,6 +33,10 @@ def spiky(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.where(randn(*shape, seed=seed + 1) > 2.0, 20 * x, x)
 
 
+def mean(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tensors).mean(dim=0)
+
+
 def once(codec, gradient: torch.Tensor, key: int = 1, memory=None) -> torch.Tensor:
     shape = tuple(gradient.shape)
     memory = zeros(codec.memory(shape)) if memory is None else memory
@@ -260,21 +264,21 @@ def test_many_ranks_that_share_an_iteration_equal_one(shape):
     for step in range(5):
         gradients = [randn(*shape, seed=10 * step + k).double() for k in range(ranks)]
         deltas = [g + e for g, e in zip(gradients, errors, strict=True)]
-        left = power.agree(sum(power.sketch(d, warm, step) / ranks for d in deltas))
+        left = power.agree(mean([power.sketch(d, warm, step) for d in deltas]))
         replies = [power.reply(d, left) for d in deltas]
         errors = [
             d - codec.decode({"left": left, "right": r}, {}, shape, step)
             for d, r in zip(deltas, replies, strict=True)
         ]
-        warm = sum(r / ranks for r in replies)
+        warm = mean(replies)
         together = codec.decode({"left": left, "right": warm}, {}, shape, step)
 
-        delta = sum(g / ranks for g in gradients) + error
+        delta = mean(gradients) + error
         payload, after = codec.encode(delta, {"warm": alone}, step)
         single = codec.decode(payload, {}, shape, step)
         error, alone = delta - single, after["warm"]
         torch.testing.assert_close(together, single, rtol=0, atol=1e-12)
-    torch.testing.assert_close(sum(errors) / ranks, error, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mean(errors), error, rtol=0, atol=1e-12)
 
 
 # --- GUM ----------------------------------------------------------------------------------------

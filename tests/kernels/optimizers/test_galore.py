@@ -1,4 +1,6 @@
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -22,6 +24,15 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def sum_of(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return reduce(torch.add, tensors)
+
+
+def weighted(weights: list[float], tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Summed in rank order."""
+    return sum_of(w * t for w, t in zip(weights, tensors, strict=True))
+
+
 def exact(hyper: GaLoreHyper) -> bool:
     return hyper.basis == "float32" and not hyper.eight_bit
 
@@ -38,7 +49,7 @@ def gradient(shape: tuple[int, int], step: int, rank: int = 0) -> torch.Tensor:
     return randn(*shape, seed=99) + randn(*shape, seed=1000 * rank + step)
 
 
-def train(shape, hyper: GaLoreHyper, steps: int, period: int, ranks: int, micro: int = 1):
+def train(shape, hyper: GaLoreHyper, steps: int, period: int, ranks: int):
     """What the process graph does, each part where it would be done."""
     plan = RefreshPlan(hyper.rank, 4, 1)
     weights = [(k + 1) / (ranks * (ranks + 1) / 2) for k in range(ranks)]
@@ -50,13 +61,15 @@ def train(shape, hyper: GaLoreHyper, steps: int, period: int, ranks: int, micro:
         if refreshes(step, 0, 1, period):
             asked = projection.first_round(shape, plan, step, dtype)
             while isinstance(asked, Round):
-                answers = [projection.contribution(asked, g) for g in grads]
-                summed = sum(w * a for w, a in zip(weights, answers, strict=True))
+                summed = weighted(weights, [projection.contribution(asked, g) for g in grads])
                 asked = projection.next_round(asked, summed, plan)
             state = galore.adopt(state, asked, shape, hyper, version=step)
         shared = galore.basis(state, shape, hyper)
-        cores = [sum(projection.project(g / micro, shared) for _ in range(micro)) for g in grads]
-        core = sum(w * c for w, c in zip(weights, cores, strict=True))
+        # Two micro-batches, added up in the small space.
+        cores = [
+            sum_of(projection.project(share * g, shared) for share in (0.25, 0.75)) for g in grads
+        ]
+        core = weighted(weights, cores)
         master, state = galore.update(master, state, core, hyper, step)
     return master, state
 
@@ -69,10 +82,7 @@ def reference(shape, hyper: GaLoreHyper, steps: int, period: int, ranks: int) ->
     p = torch.zeros(())
     wide = shape[0] < shape[1]
     for t in range(steps):
-        g = sum(
-            weight * gradient(shape, t + 1, k)
-            for k, weight in zip(range(ranks), weights, strict=True)
-        )
+        g = weighted(weights, [gradient(shape, t + 1, k) for k in range(ranks)])
         if t % period == 0:
             p = projection.find_basis(g, RefreshPlan(hyper.rank, 4, 1), key=t + 1)
         r = p.mT @ g if wide else g @ p
@@ -95,7 +105,7 @@ def reference(shape, hyper: GaLoreHyper, steps: int, period: int, ranks: int) ->
 @pytest.mark.parametrize("hyper", BASES, ids=["muon", "adamw"])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_trainers_with_a_shared_basis_equal_one_process(shape, hyper, ranks):
-    master, _ = train(shape, hyper, steps=13, period=5, ranks=ranks, micro=2)
+    master, _ = train(shape, hyper, steps=13, period=5, ranks=ranks)
     alone = reference(shape, hyper, steps=13, period=5, ranks=ranks)
     torch.testing.assert_close(master, alone, rtol=0, atol=1e-12)
 

@@ -86,10 +86,10 @@ def test_power_iterations_find_the_energy_of_a_flat_spectrum():
 @pytest.mark.parametrize("iterations", [0, 1, 2])
 def test_many_trainers_find_the_basis_of_the_average_without_sending_a_gradient(shape, iterations):
     gradients = [randn(*shape, seed=s) for s in range(4)]
-    weights = [0.1, 0.4, 0.2, 0.3]
+    weights = [0.125, 0.375, 0.25, 0.25]
     plan = RefreshPlan(4, 3, iterations)
     basis, largest = play(gradients, weights, plan, key=7)
-    mean = sum(w * g for w, g in zip(weights, gradients, strict=True))
+    mean = (torch.tensor(weights)[:, None, None].double() * torch.stack(gradients)).sum(dim=0)
     alone = projection.find_basis(mean, plan, key=7)
     torch.testing.assert_close(basis, alone, rtol=0, atol=1e-12)
     assert largest <= 7 * max(shape) < shape[0] * shape[1] / 2
