@@ -171,7 +171,7 @@ class Judge:
                 process.send_signal(who, signal.SIGKILL)
                 _readable(fd, START_S)
             os.close(fd)
-        ended = process.reap_one(who.pid)
+        ended = next(process.reap(who.pid), None)
         return "it is gone" if ended is None else process.words(ended.code)
 
 
