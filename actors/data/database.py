@@ -1,0 +1,146 @@
+"""A SQLite file with one writer: opening, checking, fencing, and errors in words.
+
+A process that was declared dead may still run for a moment. Each life writes its incarnation
+first and every transaction checks that it is still there, so an older one can change nothing.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+_APPLICATION_ID = 0x5472694C  # "TriL"
+# Checking every page takes about 1 s per 200 MB: beyond this, only the structure is checked.
+_CHECK_WHOLE_BYTES = 64 * 1024 * 1024
+_BUSY_S = 5.0
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used: says which file, why, and what to do."""
+
+
+class TakenOver(LedgerError):
+    """A later life of the loader writes this ledger now."""
+
+
+class Database:
+    """The file, with table `facts` (key, value) among those of `schema`."""
+
+    def __init__(self, path: Path, schema: str, *, incarnation: int, durable: bool) -> None:
+        """Opens or makes it. `durable`: fsync at every commit. Raises `LedgerError`."""
+        self._path = path
+        self._incarnation = incarnation
+        with self.clear_errors():
+            self.connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        try:
+            with self.clear_errors():
+                self._prepare(schema, durable)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _prepare(self, schema: str, durable: bool) -> None:
+        execute = self.connection.execute
+        version, owner = self.one("PRAGMA user_version"), self.one("PRAGMA application_id")
+        if (owner, version, self.one("SELECT count(*) FROM sqlite_schema")) == (0, 0, 0):
+            execute("PRAGMA journal_mode = WAL")
+            execute("BEGIN IMMEDIATE")
+            for statement in schema.split(";\n"):
+                execute(statement)
+            execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            execute(f"PRAGMA user_version = {FORMAT}")
+            execute("COMMIT")
+        elif owner != _APPLICATION_ID:
+            raise LedgerError(
+                f"{self._path} is a database of something else; move it away, or give this run "
+                "another directory with --run"
+            )
+        elif version != FORMAT:
+            raise LedgerError(
+                f"{self._path} has ledger format {version}, this release reads {FORMAT}; continue "
+                "the run with the release that began it, or start a new one with --run"
+            )
+        if self._path.stat().st_size <= _CHECK_WHOLE_BYTES:
+            verdict = self.one("PRAGMA quick_check(1)")
+            if verdict != "ok":
+                raise LedgerError(self.damaged(str(verdict)))
+        execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        execute("PRAGMA cache_size = -2000")  # 2 MB: the loader stays small
+        self._take_over()
+
+    def _take_over(self) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+        newest = int(self.fact("incarnation") or -1)
+        if newest > self._incarnation:
+            self.connection.execute("ROLLBACK")
+            raise self._taken_over(newest)
+        self.set_fact("incarnation", str(self._incarnation))
+        self.connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.connection.close()
+
+    def one(self, query: str, parameters: tuple[object, ...] = ()) -> Any:
+        """The first column of the first row; None without rows."""
+        row = self.connection.execute(query, parameters).fetchone()
+        return None if row is None else row[0]
+
+    def fact(self, key: str) -> str | None:
+        """A stored word; None when there is none."""
+        return self.one("SELECT value FROM facts WHERE key = ?", (key,))
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Store a word, within the caller's transaction."""
+        self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Generator[None]:
+        """All of it or nothing. Raises `LedgerError`, `TakenOver`."""
+        with self.clear_errors():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._check_owner()
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def _check_owner(self) -> None:
+        owner = int(self.fact("incarnation") or -1)
+        if owner != self._incarnation:
+            raise self._taken_over(owner)
+
+    def _taken_over(self, by: int) -> TakenOver:
+        return TakenOver(
+            f"{self._path} is written by loader incarnation {by}; this is {self._incarnation}"
+        )
+
+    @contextlib.contextmanager
+    def clear_errors(self) -> Generator[None]:
+        """SQLite's errors in words of ours. Raises `LedgerError`."""
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise LedgerError(
+                f"{self._path}: a token would be delivered twice ({error}); this is a bug, "
+                "please report it with the ledger"
+            ) from error
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{self._path} cannot be used: {error}; free space on its disk and make sure it "
+                "can be written, then run again with --resume"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(self.damaged(str(error))) from error
+
+    def damaged(self, what: str) -> str:
+        """What to tell people about a file that is not whole."""
+        return (
+            f"{self._path} is damaged ({what}); restore it from a copy, or start a new run with "
+            "--run; `sqlite3 FILE .recover` saves what can be read"
+        )

@@ -1,0 +1,291 @@
+"""The ledger: which sample went where, on disk before anyone is told.
+
+    delivered    which tokens of which sample lie in which row of which step's batch
+    quarantined  samples that ended too many workers, left out for the rest of the run
+    refused      samples that could not be used, left out likewise
+    documents    what each delivered sample amounted to, to know it again
+    spool        token rows of the steps around the present one, so that serving a batch again
+                 needs no worker
+    files, places, samples (a view with their names), facts
+
+A step is one transaction. In WAL mode a killed process loses none that was committed. What a power
+cut may take is the difference between synchronous NORMAL and FULL: strict order composes the same
+rows again from the seed, so NORMAL is enough; ready order has nothing but this record, and pays
+for FULL (one fsync a step).
+
+A loader that was declared dead may still run for a moment. Each life writes its incarnation first
+and every transaction checks that it is still there, so the older one can change nothing.
+"""
+
+from array import array
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from actors.data.corpus import Corpus, SourceFile
+from actors.data.database import Database, LedgerError
+from actors.data.feed import Carry, Composition, Fact, Recorded, Shape
+from actors.data.ordering import Key
+from actors.data.packing import Packed, Span, Tokens
+
+_SCHEMA = """
+CREATE TABLE delivered (
+    epoch INTEGER NOT NULL, sample INTEGER NOT NULL,
+    start INTEGER NOT NULL, length INTEGER NOT NULL,
+    step INTEGER NOT NULL, rank INTEGER NOT NULL, row INTEGER NOT NULL, offset INTEGER NOT NULL,
+    UNIQUE (step, rank, row, offset), UNIQUE (epoch, sample, start)
+);
+CREATE TABLE quarantined (
+    sample INTEGER PRIMARY KEY, reason TEXT NOT NULL, deaths INTEGER NOT NULL
+);
+CREATE TABLE refused (
+    sample INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL
+);
+CREATE TABLE documents (
+    epoch INTEGER NOT NULL, sample INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, text_bytes INTEGER NOT NULL, crc INTEGER NOT NULL,
+    PRIMARY KEY (epoch, sample)
+) WITHOUT ROWID;
+CREATE TABLE spool (
+    step INTEGER NOT NULL, rank INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    text_bytes INTEGER NOT NULL, tokens BLOB NOT NULL,
+    PRIMARY KEY (step, rank)
+);
+CREATE TABLE files (
+    file INTEGER PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, language TEXT NOT NULL,
+    kind TEXT NOT NULL, field TEXT NOT NULL, size INTEGER NOT NULL
+);
+CREATE TABLE places (
+    sample INTEGER PRIMARY KEY, file INTEGER NOT NULL,
+    offset INTEGER NOT NULL, length INTEGER NOT NULL, position INTEGER NOT NULL
+);
+CREATE VIEW samples (sample, name, path) AS
+    SELECT sample, name || CASE kind WHEN 'jsonl' THEN ':' || position
+                                     WHEN 'parquet' THEN '[' || position || ']' ELSE '' END, path
+    FROM places JOIN files USING (file);
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Ledger:
+    """One life's hold on a run's ledger.sqlite."""
+
+    def __init__(self, path: Path, *, incarnation: int = 0, durable: bool = False) -> None:
+        """Opens or makes it. `durable`: steps survive a power cut. Raises `LedgerError`."""
+        self._path = path
+        self._base = Database(path, _SCHEMA, incarnation=incarnation, durable=durable)
+        self._db = self._base.connection
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._base.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # --- what the run is about --------------------------------------------------------------------
+
+    def bind_to(self, facts: Mapping[str, str]) -> None:
+        """State what batches depend on. A ledger that began under other facts is refused."""
+        with self._base.transaction():
+            for key, value in facts.items():
+                known = self._base.fact(key)
+                if known is None:
+                    self._base.set_fact(key, value)
+                elif known != value:
+                    raise LedgerError(
+                        f"{self._path} was begun with {key} = {known}, now it is {value}; "
+                        "put it back, or start a new run with --run"
+                    )
+
+    def store_corpus(self, corpus: Corpus) -> None:
+        """Remember every sample. Ids never change afterwards, whatever happens to the files."""
+        with self._base.transaction():
+            for table in ("files", "places"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - two words of ours
+            self._db.executemany(
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (i, file.name, file.path, file.language, file.kind, file.field, file.size)
+                    for i, file in enumerate(corpus.files)
+                ),
+            )
+            columns = (corpus.file_ids, corpus.offsets, corpus.lengths, corpus.positions)
+            self._db.executemany(
+                "INSERT INTO places VALUES (?, ?, ?, ?, ?)",
+                ((i, *map(int, place)) for i, place in enumerate(zip(*columns, strict=True))),
+            )
+            self._base.set_fact("corpus", corpus.digest)
+
+    def corpus(self) -> Corpus | None:
+        """What `store_corpus` stored; None before."""
+        with self._base.clear_errors():
+            digest = self._base.fact("corpus")
+            if digest is None:
+                return None
+            files = tuple(
+                SourceFile(*row)
+                for row in self._db.execute(
+                    "SELECT name, path, language, kind, field, size FROM files ORDER BY file"
+                )
+            )
+            columns = array("q"), array("q"), array("q"), array("q")
+            query = "SELECT file, offset, length, position FROM places ORDER BY sample"
+            for row in self._db.execute(query):
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+        file_ids, offsets, lengths, positions = (np.array(column, np.int64) for column in columns)
+        return Corpus(files, file_ids.astype(np.int32), offsets, lengths, positions, digest)
+
+    # --- what has been composed -------------------------------------------------------------------
+
+    def commit(self, composition: Composition, shape: Shape) -> None:
+        """Record a step, its batches included, in one transaction."""
+        with self._base.transaction():
+            self._db.executemany(
+                "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        *(span.epoch, span.sample, span.start, span.length),
+                        *(composition.step, *divmod(span.row, shape.rows), span.offset),
+                    )
+                    for span in composition.packed.spans
+                ),
+            )
+            self._db.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
+                ((*key, fact.tokens, fact.text_bytes, fact.crc) for key, fact in composition.began),
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
+                ((r.key[1], r.key[0], r.kind, r.detail) for r in composition.refused),
+            )
+            self._base.set_fact("open_epoch", str(composition.open_epoch))
+            self._spool(composition.step, composition.packed, shape)
+
+    def respool(self, step: int, packed: Packed, shape: Shape) -> None:
+        """Keep the batches of a step that was made again."""
+        with self._base.transaction():
+            self._spool(step, packed, shape)
+
+    def _spool(self, step: int, packed: Packed, shape: Shape) -> None:
+        epochs = [0] * shape.ranks
+        for span in reversed(packed.spans):
+            epochs[span.row // shape.rows] = span.epoch
+        for rank in range(shape.ranks):
+            rows = slice(rank * shape.rows, (rank + 1) * shape.rows)
+            self._db.execute(
+                "INSERT OR REPLACE INTO spool VALUES (?, ?, ?, ?, ?)",
+                (
+                    *(step, rank, epochs[rank], sum(packed.text_bytes[rows])),
+                    packed.tokens[rows].astype("<i4").tobytes(),
+                ),
+            )
+
+    def forget_batches(self, before: int, after: int) -> None:
+        """Drop spooled batches outside of [before, after]."""
+        with self._base.transaction():
+            self._db.execute("DELETE FROM spool WHERE step < ? OR step > ?", (before, after))
+
+    def batch(self, step: int, rank: int) -> tuple[bytes, int, int] | None:
+        """Token bytes (little-endian int32), epoch and text bytes of a spooled batch."""
+        with self._base.clear_errors():
+            return self._db.execute(
+                "SELECT tokens, epoch, text_bytes FROM spool WHERE step = ? AND rank = ?",
+                (step, rank),
+            ).fetchone()
+
+    def spans(self, step: int, shape: Shape) -> tuple[Span, ...]:
+        """What `step` consists of, rows counted over all ranks."""
+        with self._base.clear_errors():
+            rows = self._db.execute(
+                "SELECT epoch, sample, start, length, rank * ? + row, offset FROM delivered "
+                "WHERE step = ? ORDER BY rank, row, offset",
+                (shape.rows, step),
+            )
+            return tuple(Span(*row) for row in rows)
+
+    def known(self, keys: Iterable[Key]) -> dict[Key, Fact]:
+        """What the documents with these keys amounted to when they were delivered."""
+        query = "SELECT tokens, text_bytes, crc FROM documents WHERE epoch = ? AND sample = ?"
+        with self._base.clear_errors():
+            rows = {key: self._db.execute(query, key).fetchone() for key in keys}
+        missing = [key for key, row in rows.items() if row is None]
+        if missing:
+            raise LedgerError(self._base.damaged(f"document {missing[0]} is not described"))
+        return {key: Fact(*row) for key, row in rows.items()}
+
+    def recorded(self) -> Recorded:
+        """Where the run stands."""
+        with self._base.clear_errors():
+            last = self._db.execute(
+                "SELECT epoch, sample, start + length, step FROM delivered "
+                "ORDER BY step DESC, rank DESC, row DESC, offset DESC LIMIT 1"
+            ).fetchone()
+            left_out = {
+                sample
+                for (sample,) in self._db.execute(
+                    "SELECT sample FROM refused UNION SELECT sample FROM quarantined"
+                )
+            }
+            if last is None:
+                return Recorded(left_out=left_out)
+            epoch, sample, start, step = last
+            fact = self.known([(epoch, sample)])[epoch, sample]
+            carry = None
+            if start < fact.tokens and sample not in left_out:
+                carry = Carry((epoch, sample), start, fact)
+            open_epoch = int(self._base.fact("open_epoch") or 0)
+            settled: dict[int, set[int]] = {}
+            query = "SELECT epoch, sample FROM documents WHERE epoch >= ?"
+            for epoch, sample in self._db.execute(query, (open_epoch,)):
+                settled.setdefault(epoch, set()).add(sample)
+            return Recorded(step + 1, carry, open_epoch, settled, left_out)
+
+    def truncate(self, step: int, sample: int, kind: str, detail: str) -> None:
+        """Forget `step` and all later ones, because `sample` is not what it was; leave it out."""
+        with self._base.transaction():
+            began = "SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0"
+            lowest = self._base.one(f"SELECT min(epoch) FROM ({began})", (step,))  # noqa: S608 - above
+            self._db.execute(
+                f"DELETE FROM documents WHERE (epoch, sample) IN ({began})",  # noqa: S608 - above
+                (step,),
+            )
+            for table in ("delivered", "spool"):
+                self._db.execute(f"DELETE FROM {table} WHERE step >= ?", (step,))  # noqa: S608
+            if lowest is not None:
+                self._base.set_fact(
+                    "open_epoch", str(min(lowest, int(self._base.fact("open_epoch") or 0)))
+                )
+            self._db.execute(
+                "INSERT OR IGNORE INTO refused VALUES (?, 0, ?, ?)", (sample, kind, detail)
+            )
+
+    # --- samples left out -------------------------------------------------------------------------
+
+    def quarantine(self, sample: int, reason: str, deaths: int) -> None:
+        """Leave a sample out for the rest of the run."""
+        with self._base.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO quarantined VALUES (?, ?, ?)", (sample, reason, deaths)
+            )
+
+    def refused_by_kind(self) -> dict[str, int]:
+        """How many samples were refused, by kind."""
+        with self._base.clear_errors():
+            query = "SELECT kind, count(*) FROM refused GROUP BY kind ORDER BY kind"
+            return dict(self._db.execute(query).fetchall())
+
+    def count_quarantined(self) -> int:
+        """How many samples are quarantined."""
+        with self._base.clear_errors():
+            return int(self._base.one("SELECT count(*) FROM quarantined"))
+
+
+def tokens_of(blob: bytes, shape: Shape) -> Tokens:
+    """The token rows of a spooled batch: (rows, row_tokens)."""
+    return np.frombuffer(blob, "<i4").reshape(shape.rows, shape.row_tokens).astype(np.int32)

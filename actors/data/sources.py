@@ -1,0 +1,266 @@
+"""From [[data.sources]] tables to the corpus: which files there are, and which samples in them.
+
+What cannot be used is not an error of the run: it is counted by kind, with a few names for the
+log. An error (`SourceError`) is what a person has to put right: a path that is not there, a
+parquet file without the column, nothing that matches.
+
+pyarrow doubles a process's memory, so it is imported only where a parquet file is opened, and the
+loader has that done by a child process (prepare.py).
+"""
+
+import glob
+import hashlib
+import os
+import re
+import sysconfig
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+
+from actors.data.corpus import Corpus, Rows, SourceFile, assemble, label_of, one_sample
+from actors.data.finding import Found, Skipped, Tree, kind_of, look, matches, walk
+from actors.data.parquet import ColumnError, parquet_rows
+from actors.topology import Source, Topology
+
+# Test packages hold files that are broken on purpose; site-packages are not the library; the
+# config directory, _sysconfigdata and sitecustomize differ between machines.
+_NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages"})
+_NOT_LIBRARY_FILES = re.compile(r"(_sysconfigdata.*|sitecustomize|usercustomize)\.py")
+
+# Contents are hashed whole up to this much of corpus: the standard library takes 0.03 s. Beyond,
+# names, sizes, heads and tails stand for them, because reading a terabyte to start is no start.
+DIGEST_WHOLE_BYTES = 64 * 1024 * 1024
+_DIGEST_EDGE_BYTES = 4096
+
+_CHUNK_BYTES = 1024 * 1024
+
+
+class SourceError(ValueError):
+    """A source that cannot be used as it is written: names the path and what to do."""
+
+
+def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
+    """Every sample of these sources, and what was left out. Raises `SourceError`."""
+    skipped = Skipped()
+    entries: list[tuple[SourceFile, Rows]] = []
+    seen: set[tuple[int, int]] = set()
+    taken: set[str] = set()
+    for source in sources:
+        for found in _files(source, seen, skipped):
+            name = _unique(found.name, taken)
+            kind = "file" if source.kind in ("python_stdlib", "directory") else source.kind
+            try:
+                rows = _rows(source, found.path)
+            except OSError as error:
+                skipped.note(kind_of(error), found.path)
+                continue
+            except ColumnError as error:
+                raise SourceError(str(error)) from error
+            file = SourceFile(
+                name=name,
+                path=found.path,
+                language=source.language,
+                kind=kind,
+                field="" if kind == "file" else source.field,
+                size=found.size,
+            )
+            entries.append((file, rows))
+    entries.sort(key=lambda entry: entry[0].name)
+    corpus = assemble(entries, corpus_digest([file for file, _ in entries]))
+    if not len(corpus):
+        left_out = ", ".join(f"{n} {kind}" for kind, n in sorted(skipped.counts.items()))
+        raise SourceError(
+            "data.sources: no sample in any source"
+            + (f" (left out: {left_out})" if left_out else "")
+            + "; name paths that hold text, or leave data.sources out for Python's own library"
+        )
+    return corpus, skipped
+
+
+def corpus_digest(files: list[SourceFile]) -> str:
+    """SHA-256 that is equal for equal corpora on any machine, at any path, after any checkout.
+
+    Modification times are left out for that reason. See `DIGEST_WHOLE_BYTES` for large corpora:
+    the worst that a change this cannot see does is to keep a tokenizer that still works.
+    """
+    whole = sum(file.size for file in files) <= DIGEST_WHOLE_BYTES
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(f"{file.name}\0{file.size}\0{file.language}\0{file.field}\0".encode())
+        digest.update(_content_digest(file, whole))
+    return digest.hexdigest()
+
+
+def _content_digest(file: SourceFile, whole: bool) -> bytes:
+    try:
+        with open(file.path, "rb") as stream:
+            if whole:
+                return hashlib.file_digest(stream, "sha256").digest()
+            head = stream.read(_DIGEST_EDGE_BYTES)
+            stream.seek(max(0, file.size - _DIGEST_EDGE_BYTES))
+            return hashlib.sha256(head + stream.read(_DIGEST_EDGE_BYTES)).digest()
+    except OSError:  # refused by name when a worker reads it
+        return b"unreadable"
+
+
+# --- Checks for the launcher ----------------------------------------------------------------------
+
+
+def check(topology: Topology) -> list[str]:
+    """What stands in the way of this topology's data, in words; [] when nothing does.
+
+    Looks only as far as the first sample of each source. Parquet files are looked into by a child
+    process (see prepare.py), because whoever calls this should stay small.
+    """
+    problems: list[str] = []
+    for index, source in enumerate(topology.data.sources):
+        try:
+            found = next(_files(source, set(), Skipped()), None)
+        except SourceError as error:
+            problems.append(f"data.sources[{index}]: {error}")
+            continue
+        if found is None:
+            problems.append(f"data.sources[{index}]: {_nothing(source)}")
+        elif not os.access(found.path, os.R_OK):
+            problems.append(f"data.sources[{index}]: {found.path} cannot be read: no permission")
+    return problems
+
+
+def with_absolute_paths(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The same sources, found from any working directory: a resumed run may start elsewhere."""
+
+    def absolute(source: Source) -> Source:
+        if source.kind == "python_stdlib":
+            return source
+        path = os.path.abspath(os.path.expanduser(source.path))
+        return Source(
+            kind=source.kind,
+            path=path,
+            pattern=source.pattern,
+            field=source.field,
+            language=source.language,
+        )
+
+    return tuple(absolute(source) for source in sources)
+
+
+def _nothing(source: Source) -> str:
+    if source.kind in ("directory", "python_stdlib"):
+        where = _library() if source.kind == "python_stdlib" else source.path
+        return f"no file with any content below {where} matches pattern {source.pattern!r}"
+    return f"no file with any content at {source.path}"
+
+
+# --- Finding files --------------------------------------------------------------------------------
+
+
+def _files(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> Iterator[Found]:
+    """Regular, non-empty files of a source, each once whatever paths lead to it.
+
+    `seen` holds (device, inode) of files met so far, links included. Raises `SourceError` when
+    the path itself is not there.
+    """
+    if source.kind == "python_stdlib":
+        tree = Tree(_library(), "stdlib", _in_library, _not_library)
+        yield from walk(tree, seen, skipped)
+        return
+    for path in _expand(source):
+        if os.path.isdir(path):
+            if source.kind != "directory":
+                raise SourceError(
+                    f"{path} is a directory; kind = {source.kind!r} takes files, "
+                    f"for example path = {os.path.join(source.path, '*.' + source.kind)!r}"
+                )
+            tree = Tree(path, label_of(path), matches(source.pattern), _hidden)
+            yield from walk(tree, seen, skipped)
+        else:
+            found = look(path, label_of(path), seen, skipped)
+            if found is not None:
+                yield found
+
+
+def _library() -> str:
+    return sysconfig.get_path("stdlib")
+
+
+def _expand(source: Source) -> list[str]:
+    """Paths a source names, sorted. Raises `SourceError` when there is none."""
+    if not source.path:
+        raise SourceError(f"kind = {source.kind!r} needs a path")
+    path = os.path.abspath(os.path.expanduser(source.path))
+    if os.path.exists(path):
+        if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+            raise SourceError(f"{path} cannot be read: no permission")
+        return [path]
+    paths = sorted(glob.glob(path, recursive=True))
+    if not paths:
+        raise SourceError(f"path {source.path!r} does not exist (looked for {path})")
+    return paths
+
+
+def _hidden(directory: str) -> bool:
+    """Directories nobody means: .git and caches."""
+    return directory.startswith(".") or directory == "__pycache__"
+
+
+def _not_library(directory: str) -> bool:
+    return _hidden(directory) or directory in _NOT_LIBRARY or directory.startswith("config-")
+
+
+def _in_library(relative: str) -> bool:
+    name = relative.rpartition("/")[2]
+    return name.endswith(".py") and not _NOT_LIBRARY_FILES.fullmatch(name)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name~2` and so on where two sources have files of the same name."""
+    unique, n = name, 1
+    while unique in taken:
+        n += 1
+        unique = f"{name}~{n}"
+    taken.add(unique)
+    return unique
+
+
+# --- Samples within a file ------------------------------------------------------------------------
+
+
+def _rows(source: Source, path: str) -> Rows:
+    match source.kind:
+        case "jsonl":
+            return line_rows(path)
+        case "parquet":
+            return parquet_rows(path, source.field)
+        case "directory" | "python_stdlib":
+            return one_sample()
+
+
+def line_rows(path: str) -> Rows:
+    """Where each line that is not blank starts and how long it is, without its newline.
+
+    Reads in chunks: a single line of any length costs no more memory than a short one.
+    """
+    starts, lengths, numbers = array("q"), array("q"), array("q")  # 8 bytes each, not 36
+    start = number = read = 0
+    blank = True  # nothing but white space since `start`
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")).tolist()
+            at = 0
+            for end in [*ends, len(chunk)]:
+                blank = blank and not chunk[at:end].strip()
+                if end == len(chunk):
+                    break
+                number += 1
+                if not blank:
+                    starts.append(start)
+                    lengths.append(read + end - start)
+                    numbers.append(number)
+                start, at, blank = read + end + 1, end + 1, True
+            read += len(chunk)
+    if read > start and not blank:
+        starts.append(start)
+        lengths.append(read - start)
+        numbers.append(number + 1)
+    return Rows(*(np.array(column, np.int64) for column in (starts, lengths, numbers)))
