@@ -24,17 +24,19 @@ _SEGMENT = "trireme-0123abcd-trainer.0-gradients"
 _REF = SampleRef(name="lib/json/decoder.py", language="python", path="/corpus/json/decoder.py")
 _DIGEST = "ab" * 32
 _Z85 = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
-_ME = {"role": "trainer", "pid": 4711, "started_ticks": 123456, "host": "node-1"}
 _LEASE = {"lease": 42, "epoch": 1, "sample": 1234}
 
 EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
     type(message).__name__: (message, frames)
     for message, *frames_of in (
-        (m.Hello(**_ME),),
+        (m.Hello(role="trainer", pid=4711, started_ticks=123456, host="node-1"),),
         (m.Welcome(peers={"loader": 0, "trainer/0": 2}),),
         (
             m.Beat(
-                **_ME,
+                role="trainer",
+                pid=4711,
+                started_ticks=123456,
+                host="node-1",
                 state="running",
                 progress=17,
                 waiting_for="optimizer_shard/0",

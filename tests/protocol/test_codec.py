@@ -17,8 +17,14 @@ HELLO = parts_of("Hello")
 ENVELOPE = [WIRE_VERSION, "Answer", "supervisor", 1, 0, 0]
 
 
+def pack(thing: object) -> bytes:
+    packed = msgpack.packb(thing)
+    assert packed is not None
+    return packed
+
+
 def parts(body: object, envelope: object = ENVELOPE, *frames: bytes) -> list[bytes]:
-    return [msgpack.packb(envelope), msgpack.packb(body), *frames]
+    return [pack(envelope), pack(body), *frames]
 
 
 def test_frames_are_views_of_what_arrived():
@@ -108,7 +114,7 @@ def test_lengths_that_promise_too_much_are_refused(promise: bytes):
 @pytest.mark.parametrize("depth", [codec.MAX_DEPTH, 500, 5000, 100_000])
 def test_deep_nesting_is_refused(depth: int):
     record = b"\x81\xa6record\x81\xa1k" + b"\x91" * depth + b"\xc0"
-    envelope = msgpack.packb([WIRE_VERSION, "LogRecord", "loader", 0, 0, 0])
+    envelope = pack([WIRE_VERSION, "LogRecord", "loader", 0, 0, 0])
     with pytest.raises(Malformed):
         decode([envelope, record])
 
@@ -182,7 +188,7 @@ PLAIN = st.recursive(
 def test_arbitrary_msgpack_never_raises_anything_else(kind: str, body: object):
     envelope = [WIRE_VERSION, kind, "loader", 0, 0, 0]
     try:
-        received = [msgpack.packb(envelope), msgpack.packb(body)]
+        received = [pack(envelope), pack(body)]
     except OverflowError:  # integers as keys may be too large to be sent at all
         return
     only_protocol_errors(received)
@@ -213,7 +219,7 @@ def test_one_foreign_field_anywhere_is_refused(kind: str, data: st.DataObject):
     fields = msgpack.unpackb(body)
     name = data.draw(st.text(max_size=8).filter(lambda text: text not in fields))
     with pytest.raises(Malformed, match="unknown field"):
-        decode([head, msgpack.packb({**fields, name: 0})])
+        decode([head, pack({**fields, name: 0})])
 
 
 def test_encoding_agrees_with_msgspecs_own():

@@ -9,10 +9,10 @@ import pytest
 import zmq
 
 from protocol import messages as m
+from protocol.channels import role_of
 from protocol.clock import Deadline, MonotonicClock
 from protocol.errors import EndpointError, Refused
 from protocol.keys import Admissions, AllowList, ClientCurve, ServerCurve
-from protocol.messages import Role
 from protocol.transport import Node, Received, Sent, new_keypair
 from tests.protocol.examples import parts_of
 
@@ -26,7 +26,8 @@ def node() -> Iterator[Make]:
     made: list[Node] = []
 
     def make(name: str, incarnation: int = 0) -> Node:
-        role: Role = name.partition("/")[0]  # pyright: ignore[reportAssignmentType]
+        role = role_of(name)
+        assert role is not None
         made.append(Node(name, role, incarnation, CLOCK))
         return made[-1]
 
@@ -77,10 +78,11 @@ def enter(house: House, guest: Node, keys: ClientCurve, patience_s: float = 4.0)
         house.loader.poll(0.005)
         try:
             guest.handshake("remote", 0.02)
-            return
         except Refused as refused:
             if "no answer" not in str(refused) or deadline.passed():
                 raise
+        else:
+            return
 
 
 def test_an_invited_guest_is_let_in_and_answered(house: House, node: Make):

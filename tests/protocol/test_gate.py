@@ -20,7 +20,7 @@ def let_in(
     sender: str,
     incarnation: int = 0,
     *,
-    route: bytes | None | str = "own",
+    route: bytes | str | None = "own",
     admitted: Admission | None = None,
     seq: int = 0,
 ) -> Received | None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from protocol import keys, zap
@@ -82,9 +83,7 @@ def test_a_key_file_others_can_read_or_that_is_absent_is_refused(tmp_path: Path)
 
 def test_a_key_file_with_a_broken_key_is_refused(tmp_path: Path):
     path = tmp_path / "key.json"
-    KeyFile(**{**{f: getattr(FILE, f) for f in FILE.__struct_fields__}, "server_key": "x"}).write(
-        path
-    )
+    msgspec.structs.replace(FILE, server_key="x").write(path)
     with pytest.raises(EndpointError, match="Z85"):
         KeyFile.read(path)
 

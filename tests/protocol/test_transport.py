@@ -13,11 +13,10 @@ import pytest
 import zmq
 
 from protocol import messages as m
-from protocol.channels import channel, endpoint
+from protocol.channels import channel, endpoint, role_of
 from protocol.clock import Deadline, MonotonicClock
 from protocol.codec import MAX_FRAMES
 from protocol.errors import EndpointError, Unsendable
-from protocol.messages import Message, Role
 from protocol.transport import BATCH, Node, Received, Sent
 from tests.protocol.examples import parts_of
 
@@ -39,7 +38,8 @@ def node() -> Iterator[Make]:
     made: list[Node] = []
 
     def make(name: str, incarnation: int = 0) -> Node:
-        role: Role = name.partition("/")[0]  # pyright: ignore[reportAssignmentType]
+        role = role_of(name)
+        assert role is not None
         made.append(Node(name, role, incarnation, CLOCK))
         return made[-1]
 
@@ -351,7 +351,7 @@ def test_ten_thousand_messages_a_second(pair: tuple[Node, Node]):
     """A bound far below what is measured, so that only a blunder fails it."""
     supervisor, trainer = pair
     count, got = 5000, 0
-    message: Message = m.PeerUp(name="x", incarnation=1)
+    message = m.PeerUp(name="x", incarnation=1)
     started = time.process_time()
     for n in range(count):
         while supervisor.send("control", message, to="trainer/0") is Sent.FULL:
