@@ -1,4 +1,4 @@
-"""Small signed integers, several in a byte: what 2- and 4-bit codes look like stored and sent."""
+"""Small integers, several in a byte: what coarse codes look like stored and sent."""
 
 import torch
 from torch import Tensor
@@ -25,3 +25,19 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     half = 1 << (bits - 1)
     raw = ((packed[:, None] >> places) & ((1 << bits) - 1)).view(-1)[:count].to(torch.int8)
     return (raw ^ half) - half  # sign extension
+
+
+def pack_trits(codes: Tensor) -> Tensor:
+    """`codes` (n,) in {0, 1, 2}, five in a byte, the first the lowest digit of base 3: uint8."""
+    rest = -codes.numel() % 5
+    digits = torch.nn.functional.pad(codes.to(torch.uint8), (0, rest)).view(-1, 5)
+    packed = digits[:, 4]
+    for place in range(3, -1, -1):
+        packed = packed * 3 + digits[:, place]
+    return packed
+
+
+def unpack_trits(packed: Tensor, count: int) -> Tensor:
+    """The first `count` codes of `packed`: (count,) int8."""
+    powers = torch.tensor([1, 3, 9, 27, 81], dtype=torch.uint8, device=packed.device)
+    return ((packed[:, None] // powers) % 3).view(-1)[:count].to(torch.int8)

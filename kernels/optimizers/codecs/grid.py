@@ -6,7 +6,7 @@ error is orthogonal to what was sent and shorter than x, which error feedback ne
 (Karimireddy et al., 1901.09847). With 2 values and one block this is their scaled sign,
 (|x|_1 / n) sign(x). A rotation makes blocks Gaussian, as the grids assume.
 
-Bytes an element, without scales: 1/8, 1/4, 1/4, 1/2.
+Bytes an element, without scales: 1/8, 1/5, 1/4, 1/2.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.optimizers.codecs.base import Shape, Tensors
 from kernels.optimizers.codecs.blocks import from_upper_half, upper_half
 from kernels.optimizers.codecs.hadamard import rotate, unrotate
-from kernels.optimizers.packing import pack, unpack
+from kernels.optimizers.packing import pack, pack_trits, unpack, unpack_trits
 from kernels.optimizers.quantised_state import in_blocks
 from kernels.optimizers.state import StateTensor
 
@@ -30,7 +30,8 @@ _POSITIVE = {
     4: (0.4528, 1.5104),
     16: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326),
 }
-_BITS = {2: 1, 3: 2, 4: 2, 16: 4}
+_BITS = {2: 1, 4: 2, 16: 4}
+_IN_A_BYTE = {2: 8, 3: 5, 4: 4, 16: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class Grid:
         """Packed codes and a scale per block."""
         count = self._count(shape)
         return (
-            StateTensor("codes", "uint8", (-(-count * _BITS[self.levels] // 8),)),
+            StateTensor("codes", "uint8", (-(-count // _IN_A_BYTE[self.levels]),)),
             StateTensor("scale", "int16", (-(-count // self.block),)),
         )
 
@@ -80,14 +81,18 @@ class Grid:
         chosen = grid[codes] * present
         length = chosen.square().sum(dim=1)
         scale = (blocks * chosen).sum(dim=1) / torch.where(length > 0, length, 1.0)
-        packed = pack(codes.to(torch.int8).view(-1)[:count], _BITS[self.levels])
+        codes = codes.view(-1)[:count]
+        packed = pack_trits(codes) if self.levels == 3 else pack(codes, _BITS[self.levels])
         return {"codes": packed, "scale": upper_half(scale)}, memory
 
     def decode(self, payload: Tensors, memory: Tensors, shape: Shape, key: int) -> Tensor:
         """Grid values x scale, rotated back."""
         del memory
-        bits = _BITS[self.levels]
-        codes = unpack(payload["codes"], bits, self._count(shape)) & ((1 << bits) - 1)
+        packed, count = payload["codes"], self._count(shape)
+        if self.levels == 3:
+            codes = unpack_trits(packed, count)
+        else:  # unpack is for signed codes; these are indices
+            codes = unpack(packed, _BITS[self.levels], count) & (self.levels - 1)
         grid = _grid(self.levels, codes.device)
         chosen = grid[in_blocks(codes, self.block).to(torch.int32)]
         values = (chosen * from_upper_half(payload["scale"])[:, None]).view(-1)

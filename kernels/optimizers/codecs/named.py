@@ -8,7 +8,8 @@ int4            0.53              -                 yes
 int4_rotated    0.53              -                 yes
 int4_feedback   0.53              1.016             follows the sum
 two_bit         0.258             1.016             follows the sum; rotated, 4 levels
-ternary         0.258             1.016             follows the sum
+ternary         0.208             1.016             follows the sum
+ternary_rotated 0.208             1.016             follows the sum
 sign            0.133             1.016             follows the sum
 power           8 R/d             1.016 + 4 R/d     follows the sum
 power_int8      2.03 R/d          1.016 + 4 R/d     follows the sum
@@ -67,6 +68,7 @@ _NAMED: dict[str, Callable[[int], Codec]] = {
     "int4_feedback": lambda rank: _fed_back(Blocks(stochastic=False)),
     "two_bit": lambda rank: _fed_back(Grid(levels=4, rotation=256)),
     "ternary": lambda rank: _fed_back(Grid(levels=3)),
+    "ternary_rotated": lambda rank: _fed_back(Grid(levels=3, rotation=256)),
     "sign": lambda rank: _fed_back(Grid(levels=2)),
     "power": lambda rank: _fed_back(Power(rank=rank)),
     "power_int8": lambda rank: _fed_back(Power(rank=rank, factors="linear")),

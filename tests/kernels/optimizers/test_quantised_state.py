@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.optimizers.packing import pack, unpack
+from kernels.optimizers.packing import pack, pack_trits, unpack, unpack_trits
 from kernels.optimizers.quantised_state import (
     dequantise,
     dynamic_values,
@@ -185,3 +185,12 @@ def test_packed_codes_come_back(bits, values):
     packed = pack(codes, bits)
     assert packed.numel() == -(-len(values) * bits // 8)
     assert torch.equal(unpack(packed, bits, len(values)), codes)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_packed_trits_come_back(values):
+    codes = torch.tensor(values, dtype=torch.int8)
+    packed = pack_trits(codes)
+    assert packed.numel() == -(-len(values) // 5)
+    assert torch.equal(unpack_trits(packed, len(values)), codes)
