@@ -67,6 +67,10 @@ _SAMPLES: Senders = {
     m.SampleReady: _by("data_worker"),
     m.SampleRefused: _by("data_worker"),
     m.WorkerLog: _by("data_worker"),
+    # A worker of another host has no supervisor: towards it the loader stands in.
+    m.Welcome: _by("loader"),
+    m.Stop: _by("loader"),
+    m.Goodbye: _by("data_worker"),
 }
 _BATCHES: Senders = {
     m.BatchRequest: _by("trainer"),

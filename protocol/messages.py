@@ -106,14 +106,17 @@ class PeerDown(Message):
 
 
 class Stop(Message):
-    """Supervisor -> actor: finish what you own and leave within `within_s`."""
+    """Supervisor -> actor, loader -> remote worker: finish what you own, leave in `within_s`."""
 
     reason: str
     within_s: float
 
 
 class Goodbye(Message):
-    """Actor -> supervisor: I leave on purpose. `failed` is empty, or why the run cannot go on."""
+    """Actor -> supervisor: I leave on purpose. `failed` is empty, or why the run cannot go on.
+
+    Also worker -> loader: what I hold is free, and no sample is to blame.
+    """
 
     failed: str
 
@@ -160,7 +163,11 @@ class DataPlan(Message):
 
 
 class LeaseRequest(Message):
-    """Worker -> loader: `credit` more samples, please. Doubles as a remote worker's heartbeat."""
+    """Worker -> loader: I have room for `credit` more samples. Every heartbeat, and only then.
+
+    A result or a hand-over frees its place by itself. The loader answers remote workers with
+    Welcome: they have no supervisor to tell them that somebody is there.
+    """
 
     pool: Pool
     credit: int
