@@ -187,17 +187,13 @@ def _gpus(facts: Facts) -> Check:
 
 
 def _shm(facts: Facts) -> Check:
+    found = f"{_gb(facts.shm_free)} free in /dev/shm"
     advice = "docker run --shm-size=2g, or mount -o remount,size=50% /dev/shm"
     if facts.shm_free < GB // 16:
-        return Check("shared memory", "fail", f"{_gb(facts.shm_free)} free in /dev/shm", advice)
+        return Check("shared memory", "fail", found, advice)
     if facts.shm_free < GB:
-        return Check(
-            "shared memory",
-            "warn",
-            f"{_gb(facts.shm_free)} free in /dev/shm: small models only",
-            advice,
-        )
-    return Check("shared memory", "ok", f"{_gb(facts.shm_free)} free in /dev/shm")
+        return Check("shared memory", "warn", f"{found}: small models only", advice)
+    return Check("shared memory", "ok", found)
 
 
 def _count(name: str, limit: int, enough: int, advice: str) -> Check:

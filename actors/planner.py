@@ -211,7 +211,7 @@ def _with_notes(plan: Plan, topology: Topology, hardware: Hardware) -> Plan:
     if topology.steps > length:
         notes.append(
             f"steps = {topology.steps} goes on for {topology.steps - length} steps after the "
-            "schedule has ended, at min_lr"
+            "schedule has ended, at its last learning rate"
         )
     notes += _gpu_memory(plan, topology, hardware)
     notes += _host_memory(plan, hardware)
