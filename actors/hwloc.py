@@ -21,6 +21,11 @@ _KNOWN_GPUS = {
 }
 
 
+Located = tuple[ET.Element, frozenset[int]]  # an object, and the CPUs it or its parent holds
+# Words of a cpuset: as many as 65,536 CPUs need.
+_MAX_WORDS = 2048
+
+
 def read_file(path: Path) -> Hardware:
     """The machine an hwloc XML file describes. Raises `HardwareError`."""
     try:
@@ -36,35 +41,36 @@ def parse(data: bytes, *, source: str) -> Hardware:
     if len(data) > MAX_BYTES:
         raise HardwareError(f"{source}: larger than {MAX_BYTES} bytes, so not an hwloc topology")
     root = _tree(data, source)
+    try:
+        return _machine(root, source)
+    except ValueError as error:
+        raise HardwareError(
+            f"{source}: not a usable hwloc topology: {error}; accepted: what `lstopo "
+            f"{Path(source).name}` writes on the machine in question"
+        ) from None
+
+
+def _machine(root: ET.Element, source: str) -> Hardware:
     objects = _objects(root)
     threads = [o for o, _ in objects if o.get("type") == "PU"]
     if root.tag != "topology" or not threads:
-        raise HardwareError(
-            f"{source}: not an hwloc topology with PU objects; write one with `lstopo {source}` "
-            "on the machine in question"
-        )
-    try:
-        return _machine(objects, threads, source)
-    except ValueError as error:
-        raise HardwareError(f"{source}: not a usable hwloc topology: {error}") from None
-
-
-def _machine(objects: "list[Located]", threads: list[ET.Element], source: str) -> Hardware:
-    nodes = _by_cpuset(objects, "NUMANode")
-    packages = _by_cpuset(objects, "Package")
+        raise ValueError("it has no PU objects")
+    nodes = _of_type(objects, "NUMANode")
+    packages = _of_type(objects, "Package")
     # Virtual machines may have no L3: their packages are the domains then.
-    caches = _by_cpuset(objects, "L3Cache") or packages
-    cores = _by_cpuset(objects, "Core")
+    caches = _positions(_of_type(objects, "L3Cache") or packages)
+    cores, sockets = _positions(_of_type(objects, "Core")), _positions(packages)
+    homes = {cpu: _number(node, "os_index") for node, local in nodes for cpu in local}
     cpus: list[Cpu] = []
     for thread in threads:
         i = int(thread.get("os_index", ""))
         cpus.append(
             Cpu(
                 id=i,
-                core=_position(cores, i, len(cores) + i),
-                l3=_position(caches, i, 0),
-                node=_os_index(nodes, i),
-                package=_position(packages, i, 0),
+                core=cores.get(i, len(threads) + i),
+                l3=caches.get(i, 0),
+                node=homes.get(i, 0),
+                package=sockets.get(i, 0),
             )
         )
     machine = objects[0][0]
@@ -72,7 +78,7 @@ def _machine(objects: "list[Located]", threads: list[ET.Element], source: str) -
     if len(set(ids)) < len(ids):
         raise ValueError("two PU objects have the same os_index")
     allowed = parse_cpuset(machine.get("allowed_cpuset", ""))
-    memory = [(int(n.get("os_index", "0")), int(n.get("local_memory", "0"))) for n, _ in nodes]
+    memory = [(_number(node, "os_index"), _number(node, "local_memory")) for node, _ in nodes]
     total = sum(size for _, size in memory)
     return Hardware(
         source=source,
@@ -86,8 +92,6 @@ def _machine(objects: "list[Located]", threads: list[ET.Element], source: str) -
 
 
 # --- GPUs -----------------------------------------------------------------------------------------
-
-Located = tuple[ET.Element, frozenset[int]]  # an object, and the CPUs it or its parent holds
 
 
 def _gpus(objects: list[Located], nodes: list[Located]) -> tuple[Gpu, ...]:
@@ -103,7 +107,7 @@ def _gpus(objects: list[Located], nodes: list[Located]) -> tuple[Gpu, ...]:
                 name=_gpu_name(device),
                 memory_bytes=_cuda_memory(device),
                 pci=device.get("pci_busid", ""),
-                node=int(home[0].get("os_index", "0")) if home else NO_NODE,
+                node=_number(home[0], "os_index") if home else NO_NODE,
                 cpus=tuple(sorted(cpus)),
             )
         )
@@ -151,16 +155,17 @@ def _objects(root: ET.Element) -> list[Located]:
     return found
 
 
-def _by_cpuset(objects: list[Located], kind: str) -> list[Located]:
+def _of_type(objects: list[Located], kind: str) -> list[Located]:
     return [(o, cpus) for o, cpus in objects if o.get("type") == kind]
 
 
-def _position(groups: list[Located], cpu: int, otherwise: int) -> int:
-    return next((n for n, (_, cpus) in enumerate(groups) if cpu in cpus), otherwise)
+def _positions(groups: list[Located]) -> dict[int, int]:
+    """CPU to the position of the group that holds it."""
+    return {cpu: n for n, (_, cpus) in enumerate(groups) for cpu in cpus}
 
 
-def _os_index(nodes: list[Located], cpu: int) -> int:
-    return next((int(o.get("os_index", "0")) for o, cpus in nodes if cpu in cpus), 0)
+def _number(element: ET.Element, attribute: str) -> int:
+    return int(element.get(attribute, "0"))
 
 
 def _info(objects: list[Located], name: str) -> str:
@@ -173,10 +178,11 @@ def _info(objects: list[Located], name: str) -> str:
 
 def parse_cpuset(text: str) -> frozenset[int]:
     """hwloc's bitmap: 32-bit words in hexadecimal, highest first, "" between commas meaning 0."""
+    words = text.split(",") if text else []
+    if len(words) > _MAX_WORDS or any(len(word) > len("0xffffffff") for word in words):
+        raise ValueError(f"cpuset {text[:40]} has no end")
     bits = 0
-    for word in text.split(",") if text else []:
-        if "f...f" in word:
-            raise ValueError(f"cpuset {text[:40]} has no end")
+    for word in words:
         bits = bits << 32 | (int(word, 16) if word.strip() else 0)
     return frozenset(i for i in range(bits.bit_length()) if bits >> i & 1)
 
