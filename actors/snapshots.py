@@ -77,7 +77,6 @@ class SnapshotCollector(Generic[T]):
             self._got[shard].clear()
             self._version[shard] = version
         self._got[shard][name] = value
-        self._asked[shard] = None if self._asked[shard] is None else self._asked[shard]
         if not self.missing:
             self._align()
 

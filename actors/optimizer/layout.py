@@ -83,7 +83,7 @@ def _muon(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...
 
 
 def _adamw(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, "float32", parameter.shape) for name in ("m", "v"))
+    return tuple(TensorSpec(name, "float32", parameter.shape) for name in ("mean", "square"))
 
 
 # What each kind of optimizer remembers of a parameter. All zeros is the state before step 1.

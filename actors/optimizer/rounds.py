@@ -199,16 +199,15 @@ class ShardRounds:
 
     def begin(self, now: float) -> list[Instruction]:
         """This life starts: go on where the state was left."""
-        out: list[Instruction] = []
-        if self.leading:
-            out += self._commit()
-        elif self.complete > self.committed:
-            out += self._part_over()
-        elif self.complete:
-            out += self._report(now)
-        if not out and self._checkpoint_due(self.committed) and self.settled:
+        before = self.committed
+        out = (
+            self._commit() if self.leading else self._part_over() if self.complete > before else []
+        )
+        if not self.leading and not out and self.complete:
+            out = self._report(now)
+        if self.committed == before and self.settled and self._checkpoint_due(self.complete):
             # Perhaps the predecessor died while writing it; the writer knows whether it exists.
-            out.append(Checkpoint(self.committed))
+            out.append(Checkpoint(self.complete))
         return out
 
     def gradient(self, step: int, rank: int, param: str) -> list[Instruction]:
@@ -271,7 +270,7 @@ class ShardRounds:
     def version_for(self, asked: int) -> int:
         """Which version to hand out to somebody who asks for `asked` (-1: the newest)."""
         newest = max(self.versions.values())
-        return asked if newest - 1 <= asked <= self.complete else self.complete
+        return asked if max(newest - 1, 0) <= asked <= self.complete else self.complete
 
     def leader_up(self, now: float) -> list[Instruction]:
         """Shard 0 lives anew: it has forgotten what it was told."""
