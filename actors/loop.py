@@ -146,6 +146,8 @@ class Mailbox:
             self._queued += 1
             self._queued_bytes += packed.nbytes
         self._node.wake()
+        if self._member.is_first_use(packed.kind):
+            self.log.info("first message of a kind", kind=packed.kind)
 
     def _wait_for_room(self, packed: Packed, to: str) -> None:
         what = f"room to send {packed.kind} to {to or packed.channel}"

@@ -124,6 +124,8 @@ class AsyncMailbox:
         assert threading.get_ident() == self._thread, "send from the event loop's thread"
         sent = self._node.send(channel, message, to=to, frames=frames, step=step)
         self._soon()  # sending may have consumed the announcement of input
+        if sent is Sent.SENT and self._member.is_first_use(type(message).__name__):
+            self.log.info("first message of a kind", kind=type(message).__name__)
         return sent
 
     def progress(self, waiting_for: str = "") -> None:

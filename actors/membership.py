@@ -23,6 +23,25 @@ from protocol.keys import ClientCurve
 from protocol.messages import WIRE_VERSION, Envelope, Stop
 from protocol.transport import Node, Received, Sent
 
+# Messages by which an actor is of use to others. The first of each kind in a life is logged: that
+# is how long a replacement took, for people and for tests/benchmarks/recovery.py.
+USEFUL = frozenset(
+    kind.__name__
+    for kind in (
+        m.LeaseRequest,  # a worker is ready for work
+        m.Lease,
+        m.SampleReady,
+        m.Batch,
+        m.Prompts,
+        m.PromptRequest,  # a rollout has weights and is ready for prompts
+        m.Codes,
+        m.Gradient,
+        m.Update,
+        m.Metrics,
+        m.RolloutReport,
+    )
+)
+
 # What a process that nobody wants any more exits with (EX_TEMPFAIL: somebody may start another).
 EXIT_FORSAKEN = 75
 
@@ -57,6 +76,7 @@ class Membership:
         self._seat, self._work, self._clock, self._leave = seat, work, clock, leave
         self._lifeline: Lifeline | None = None
         self._records_go = "telemetry" if "telemetry" in connect else "remote" if remote else ""
+        self._unsaid = set(USEFUL)
         self._me = process.myself()
         self._host = socket.gethostname()
         if not faulthandler.is_enabled():
@@ -111,6 +131,13 @@ class Membership:
         if self.stopping is not None:
             return []
         return self._tell_stop(Stop(reason=reason, within_s=SupervisionSpec().stop_s))
+
+    def is_first_use(self, kind: str) -> bool:
+        """Whether this life says something useful of this kind for the first time."""
+        if kind not in self._unsaid:
+            return False
+        self._unsaid.remove(kind)
+        return True
 
     def say_goodbye(self, failed: str) -> None:
         """Leave on purpose."""
