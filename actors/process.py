@@ -167,12 +167,14 @@ def start(
     env: Mapping[str, str],
     stdin: int | None = None,
     cpus: Collection[int] = (),
+    held: Collection[int] = (),
 ) -> Identity:
     """Start a program in a session of its own, its output appended to a file. Raises OSError.
 
     The caller must `reap` it, unless it dies first. No file descriptor is inherited besides the
     standard ones (Python opens all others close-on-exec); `stdin` is one of ours it may have.
-    `cpus`: where it may run, when that differs from where we may.
+    `cpus`: where it may run, when that differs from where we may. `held`: signals that wait until
+    it unblocks them, once it can handle them.
     """
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     first = (
@@ -189,7 +191,7 @@ def start(
             command,
             env,
             setsid=True,
-            setsigmask=(),
+            setsigmask=tuple(held),
             setsigdef=_DEFAULT_SIGNALS,
             file_actions=(
                 first,

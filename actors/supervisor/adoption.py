@@ -22,12 +22,8 @@ def forkservers(rows: Mapping[str, Row]) -> dict[str, Identity]:
     }
 
 
-def memories(
-    rows: Mapping[str, Row], children: Iterable[Life], *, fresh: bool
-) -> dict[str, Memory]:
-    """What is known of each actor. `fresh`: nothing lives, but incarnations never go back."""
-    if fresh:
-        return {name: Memory(row.incarnation, None) for name, row in rows.items()}
+def memories(rows: Mapping[str, Row], children: Iterable[Life]) -> dict[str, Memory]:
+    """What is known of each actor."""
     known = {
         name: Memory(row.incarnation, row.who, row.restarts, row.deaths)
         for name, row in rows.items()

@@ -1,4 +1,4 @@
-"""The supervisor's side of its two forkservers: keep them warm, ask them, do without them.
+"""The supervisor's side of its forkservers: keep them warm, ask them, do without them.
 
 Every `fork` is answered through `told`, with Forked or NotForked, whatever happens to the
 forkserver meanwhile: an unanswered request is asked again of the next one, which is safe because
@@ -13,7 +13,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,13 +80,14 @@ class Forkservers:
         run: RunDir,
         clock: Clock,
         *,
+        preloads: Iterable[Preload],
         cpus: Collection[int],
         orphan_grace_s: float,
         told: Callable[[Reply], None],
         sweep: Callable[[], None],
         note: Callable[[str, str], None],
     ) -> None:
-        """`cpus`: where they, and whoever is not pinned, may run.
+        """`preloads`: which are needed. `cpus`: where they, and whoever is not pinned, may run.
 
         `told` gets every reply. `sweep` ends strays. `note(level, text)` logs.
         """
@@ -100,7 +101,7 @@ class Forkservers:
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._warm: dict[Preload, _Warm] = {}
-        for preload in ("light", "torch"):
+        for preload in sorted(set(preloads)):
             rationing = Rationing(intensity=5, period_s=60.0, backoff_s=0.1, backoff_max_s=2.0)
             path = run.socket_dir / f"fork-{preload}"
             self._warm[preload] = _Warm(preload, path, rationing)
@@ -169,7 +170,7 @@ class Forkservers:
                 warm.pidfd = None
 
     async def close(self, within_s: float) -> None:
-        """Tell both to leave and wait for it; end what does not."""
+        """Tell all to leave and wait for it; end what does not."""
         self._closing = True
         for warm in self._warm.values():
             if warm.retry is not None:

@@ -4,12 +4,13 @@ import asyncio
 import datetime
 import signal
 from collections import deque
-from functools import partial
+from dataclasses import replace
 
 import msgspec
 import structlog
 
 from actors import process
+from actors.forkserver import Exited
 from actors.process import Identity
 from actors.rundir import RunDir
 from actors.supervisor import oom, reports
@@ -29,7 +30,9 @@ class Graves:
         self._log = log
         self._oom_kills = oom.oom_kills()
         self._ends: deque[tuple[End, bool, float]] = deque(maxlen=64)
-        self._pending: dict[reports.Death, asyncio.TimerHandle] = {}
+        # What each used, as its forkserver says, which may be after its end was noticed.
+        self._used: deque[Exited] = deque(maxlen=64)
+        self._pending: dict[tuple[str, int], tuple[reports.Death, asyncio.TimerHandle]] = {}
 
     def how(self, end: End) -> str:
         """How that life ended, in words. Must be asked once for each end, when it is seen."""
@@ -40,6 +43,10 @@ class Graves:
         self._ends.append((end, out_of_memory, process.age_s(end.who)))
         words = process.words(end.code)
         return f"{words}, out of memory" if out_of_memory else words
+
+    def reported(self, report: Exited) -> None:
+        """A forkserver says what a life used."""
+        self._used.append(report)
 
     def bury(self, bury: Bury, beat: Beat | None) -> None:
         """Log a death now, and report it in full once its last words have arrived."""
@@ -71,17 +78,20 @@ class Graves:
             restart_in_s=bury.restart_in_s,
             last_beat=None if beat is None else msgspec.to_builtins(beat),
         )
-        loop = asyncio.get_running_loop()
-        self._pending[death] = loop.call_later(_SETTLE_S, partial(self._report, death))
+        timer = asyncio.get_running_loop().call_later(_SETTLE_S, self._report, death)
+        self._pending[death.actor, death.incarnation] = (death, timer)
 
     def close(self) -> None:
         """Write what is pending."""
-        for death, timer in list(self._pending.items()):
+        for death, timer in list(self._pending.values()):
             timer.cancel()
             self._report(death)
 
     def _report(self, death: reports.Death) -> None:
-        self._pending.pop(death, None)
+        self._pending.pop((death.actor, death.incarnation), None)
+        for used in self._used:
+            if (used.life.name, used.life.incarnation) == (death.actor, death.incarnation):
+                death = replace(death, max_rss_bytes=used.max_rss_bytes, cpu_s=round(used.cpu_s, 3))
         try:
             reports.write(self._run, death)
         except OSError as error:

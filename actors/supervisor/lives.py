@@ -7,6 +7,7 @@ the pidfd itself. So an end is told as soon as both are known, and after `_HOW_S
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ class Lives:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._watched: dict[Identity, _Watched] = {}
+        # Of lives that nobody watched yet: a forkserver repeats its news to a new supervisor.
+        self._reports: deque[Exited] = deque(maxlen=256)
 
     def watch(self, name: str, incarnation: int, who: Identity) -> None:
         """From now on. A process that has ended already is told of in the next turn of the loop."""
@@ -53,9 +56,7 @@ class Lives:
             return
         fd = process.pidfd(who)
         if fd is None:
-            end = next(process.reap(who.pid), None)
-            code = None if end is None else end.code
-            self._loop.call_soon(self._ended, End(name, incarnation, who, code))
+            self._loop.call_soon(self._ended, self._late(name, incarnation, who))
             return
         self._watched[who] = _Watched(name, incarnation, who, fd)
         self._loop.add_reader(fd, self._readable, who)
@@ -65,11 +66,23 @@ class Lives:
         watched = self._watched.get(report.life.who)
         if watched is not None:
             self._tell(watched, report.code, report.max_rss_bytes, report.cpu_s)
+        else:
+            self._reports.append(report)
 
     def close(self) -> None:
         """Watch nobody any more."""
         for watched in list(self._watched.values()):
             self._forget(watched)
+
+    def _late(self, name: str, incarnation: int, who: Identity) -> End:
+        """The end of a life that was over before we watched."""
+        end = next(process.reap(who.pid), None)
+        if end is not None:
+            return End(name, incarnation, who, end.code, end.max_rss_bytes, end.cpu_s)
+        for report in self._reports:
+            if report.life.who == who:
+                return End(name, incarnation, who, report.code, report.max_rss_bytes, report.cpu_s)
+        return End(name, incarnation, who, None)
 
     def _readable(self, who: Identity) -> None:
         watched = self._watched[who]

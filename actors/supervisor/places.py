@@ -2,7 +2,7 @@
 
 import msgspec
 
-from actors.roles import Entry
+from actors.roles import Entry, Preload
 from actors.rundir import RunDir, RunDirError
 from actors.seat import Seat
 from actors.supervisor.events import Place
@@ -42,6 +42,11 @@ def places(seated: tuple[Seated, ...], roles: dict[str, Entry]) -> list[Place]:
         if entry is not None:
             found.append(Place(actor.name, actor.role, entry.order, entry.stop_order))
     return found
+
+
+def preloads(seated: tuple[Seated, ...], roles: dict[str, Entry]) -> set[Preload]:
+    """Which forkservers these actors need."""
+    return {roles[actor.role].preload for actor in seated if actor.role in roles}
 
 
 def seat(run: RunDir, seated: Seated, incarnation: int) -> Seat:

@@ -4,7 +4,7 @@ It owns the process table, the two forkservers, the run's shared memory and the 
 When it dies nothing else does: the launcher starts the next one, which finds the actors through
 processes.json and the forkservers, checks each against its start time, and takes over.
 
-    python -m actors.supervisor.process RUN_DIR [--fresh]
+    python -m actors.supervisor.process RUN_DIR
 
 Ends with 0 when the run is done, 3 when it failed, 130 when it was stopped; outcome.json says why.
 Anything else is a crash, after which it is started again.
@@ -16,17 +16,17 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors import forkserver, outcome, process, rundir, topology
+from actors import forkserver, leftovers, outcome, process, rundir, topology
 from actors.loop_async import AsyncMailbox, serve
 from actors.process import Identity
 from actors.roles import ROLES, Entry
 from actors.rundir import RunDir, RunDirError
-from actors.seat import Seat
 from actors.supervisor import adoption, control, places, segments, table
 from actors.supervisor.events import (
     Bury,
@@ -59,6 +59,8 @@ EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
 
 # How often deadlines and waits are looked at: a fifth of the shortest back-off.
 _TICK_S = 0.02
+# How often the lock file is touched; the launcher waits for silence_s of the topology.
+_PULSE_S = 0.25
 # A forkserver that lives says who its children are at once.
 _READY_S = 2.0
 # Forkservers own nothing: they get this to leave.
@@ -76,11 +78,9 @@ class Surroundings:
 class Supervisor:
     """One life of the supervisor, from taking over what lives to the end of the run."""
 
-    def __init__(
-        self, run: RunDir, incarnation: int, around: Surroundings, clock: Clock, *, fresh: bool
-    ) -> None:
+    def __init__(self, run: RunDir, incarnation: int, around: Surroundings, clock: Clock) -> None:
         """Raises `RunDirError` and `TopologyError` when the run directory is not usable."""
-        self.run, self.around, self.clock, self.fresh = run, around, clock, fresh
+        self.run, self.around, self.clock = run, around, clock
         self.me = process.myself()
         self.incarnation = incarnation
         self.first_incarnation = incarnation  # of this launch
@@ -94,19 +94,13 @@ class Supervisor:
         self.ready = False  # `supervision` exists
         self._signals = 0  # SIGTERMs so far
         self._ticked_at = 0.0
+        self._pulse_at = 0.0
 
     async def supervise(self) -> int:
         """Until nothing of the run is left; returns the exit code."""
         self.run.make_socket_dir()
-        mine = self.seats.get("supervisor")
-        seat = Seat(
-            run_dir=str(self.run.path),
-            run_id=self.run.run_id,
-            socket_dir=str(self.run.socket_dir),
-            name="supervisor",
-            role="supervisor",
-            incarnation=self.incarnation,
-        )
+        mine = self.seats.get("supervisor", places.Seated(name="supervisor", role="supervisor"))
+        seat = places.seat(self.run, mine, self.incarnation)
         async with AsyncMailbox(seat, ("telemetry",), ("control",), signals=False) as self.mailbox:
             self.log = self.mailbox.log
             self.graves = Graves(self.run, self.log)
@@ -114,6 +108,7 @@ class Supervisor:
             self.forkservers = Forkservers(
                 self.run,
                 self.clock,
+                preloads=places.preloads(self.seated, self.around.roles),
                 cpus=os.sched_getaffinity(0),
                 orphan_grace_s=self.topology.supervision.orphan_grace_s,
                 told=self._told,
@@ -121,12 +116,7 @@ class Supervisor:
                 note=lambda level, text: self.log.log(LEVELS[level], text),
             )
             self.desk = control.Desk(self)
-            if mine is not None and mine.cpus:
-                with contextlib.suppress(OSError):
-                    os.sched_setaffinity(0, mine.cpus)
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGTERM, self._signalled)
-            loop.add_signal_handler(signal.SIGINT, lambda: None)  # a Ctrl-C is the launcher's
+            self._sit_down(seat.cpus)
             try:
                 await self._take_over()
                 await self._watch_over()
@@ -136,34 +126,41 @@ class Supervisor:
                 self.lives.close()
             return self._leave()
 
+    def _sit_down(self, cpus: Sequence[int]) -> None:
+        """Signals in hand, where the plan has us."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_crash)
+        loop.add_signal_handler(signal.SIGTERM, self._signalled)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # a Ctrl-C is the launcher's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # held by the launcher
+        if cpus:
+            with contextlib.suppress(OSError):  # the machine has changed since the plan was made
+                os.sched_setaffinity(0, cpus)
+
     # --- Taking over ------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
         """Find out who lives, end whoever nobody knows, make what is missing."""
         rows = table.read(self.run)
         own = rows.get("supervisor", table.Row())
-        if not self.fresh:
-            self.first_incarnation = own.incarnation - own.restarts or self.incarnation
-        await self._warm_up({} if self.fresh else adoption.forkservers(rows))
+        if own.who is not None:
+            self.first_incarnation = own.incarnation - own.restarts
+        await self._warm_up(adoption.forkservers(rows))
         self.supervision = Supervision(
             self.topology.supervision,
             places.places(self.seated, self.around.roles),
             now=self.clock.now(),
-            memories=adoption.memories(rows, self.forkservers.children(), fresh=self.fresh),
+            memories=adoption.memories(rows, self.forkservers.children()),
         )
         self.ready = True
         self.sweep()
-        if self.fresh:
-            segments.remove(self.run.run_id)
         segments.make(self.around.segments(self.run.run_id, self.topology))
         living = [actor for actor in self.supervision.actors.values() if actor.who is not None]
-        self.log.info(
-            "supervisor started", fresh=self.fresh, adopted=[actor.name for actor in living]
-        )
+        self.log.info("supervisor started", adopted=[actor.name for actor in living])
         for actor in living:
             assert actor.who is not None
             self.lives.watch(actor.name, actor.incarnation, actor.who)
-        if own.end and not self.fresh:
+        if own.end:
             self.handle(Resumed(own.end, own.reason))  # our predecessor was ending the run
         if self._signals:
             self.handle(StopWanted("interrupted", at_once=self._signals > 1))
@@ -199,7 +196,15 @@ class Supervisor:
             if self.clock.now() - self._ticked_at >= _TICK_S:
                 self._ticked_at = self.clock.now()
                 self.forkservers.check()
+                self._show_pulse()
                 self.handle(Tick())
+
+    def _show_pulse(self) -> None:
+        """For the launcher, which ends a supervisor that does not turn any more."""
+        if self.clock.now() - self._pulse_at >= _PULSE_S:
+            self._pulse_at = self.clock.now()
+            with contextlib.suppress(OSError):
+                os.utime(self.run.supervisor_lock)
 
     def _signalled(self) -> None:
         """SIGTERM: stop. Another one: do not wait for anybody."""
@@ -261,6 +266,7 @@ class Supervisor:
             case forkserver.NotForked():
                 self.handle(NotForked(reply.name, reply.incarnation, reply.reason))
             case forkserver.Exited():
+                self.graves.reported(reply)
                 self.lives.reported(reply)
             case forkserver.Ready():
                 self.log.info("forkserver ready", preload=reply.preload, threads=reply.threads)
@@ -320,7 +326,7 @@ class Supervisor:
         """Leave nothing behind but the run directory."""
         assert self.finish is not None
         self.graves.close()
-        _end_all(self.run)
+        leftovers.end_all(self.run)
         stuck = segments.remove(self.run.run_id)
         reason = self.finish.reason + (f"; left in /dev/shm: {stuck}" if stuck else "")
         step, digest = self.completed or (0, "")
@@ -341,7 +347,7 @@ class Supervisor:
 LEVELS = {"info": 20, "warning": 30, "error": 40}
 
 
-def run_supervisor(path: Path, *, fresh: bool, around: Surroundings | None = None) -> int:
+def run_supervisor(path: Path, around: Surroundings | None = None) -> int:
     """Supervise the run in that directory to its end; returns the exit code."""
     process.set_name("supervisor")
     run = rundir.open_(path)
@@ -350,13 +356,11 @@ def run_supervisor(path: Path, *, fresh: bool, around: Surroundings | None = Non
         sys.stderr.write(f"{path} has a supervisor already\n")
         return EXIT_TAKEN
     try:
-        supervisor = Supervisor(
-            run, _count_life(lock), around or Surroundings(), MonotonicClock(), fresh=fresh
-        )
+        supervisor = Supervisor(run, _count_life(lock), around or Surroundings(), MonotonicClock())
         return serve(supervisor.supervise())
     except (RunDirError, topology.TopologyError, ProtocolError) as error:
         # Not a crash: the next supervisor would meet the same.
-        _end_all(run)
+        leftovers.end_all(run)
         segments.remove(run.run_id)
         outcome.write(run, outcome.Outcome(end="failed", reason=str(error)))
         return EXIT_CODES["failed"]
@@ -366,12 +370,14 @@ def run_supervisor(path: Path, *, fresh: bool, around: Surroundings | None = Non
         os.close(lock)
 
 
-def _end_all(run: RunDir) -> None:
-    """SIGKILL to every process of the run but ourselves. What they started goes with them."""
-    me = process.myself()
-    for who in process.of_run(run.run_id):
-        if who != me:
-            process.send_signal(who, signal.SIGKILL)
+def _crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A callback failed: half of what was decided is undone, and only a new life knows what."""
+    loop.default_exception_handler(context)
+    error = context.get("exception")
+    if isinstance(error, BaseException):
+        traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(70)
 
 
 def _count_life(lock: int) -> int:
@@ -386,9 +392,8 @@ def main(arguments: list[str] | None = None, around: Surroundings | None = None)
     """Command line of the launcher."""
     parser = argparse.ArgumentParser(prog="actors.supervisor.process")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--fresh", action="store_true", help="nothing of the run lives")
     wanted: Any = parser.parse_args(arguments)
-    sys.exit(run_supervisor(wanted.run_dir, fresh=wanted.fresh, around=around))
+    sys.exit(run_supervisor(wanted.run_dir, around))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Actors that only tests start."""
+"""Actors, and a supervisor and a launcher for them, that only tests start.
+
+What an actor of this file does is told by files in the run directory: `do-NAME` holds one word.
+"""
 
 import json
 import os
@@ -8,7 +11,62 @@ import sys
 import time
 from pathlib import Path
 
+from actors import rundir, topology
+from actors.launcher import Launcher, exit_code
+from actors.loop import Mailbox
+from actors.progress import Plain
+from actors.roles import Entry
 from actors.seat import Seat
+from actors.supervisor import process as supervisor_process
+from actors.supervisor.process import Surroundings
+from protocol.messages import RunDone
+from protocol.segments import segment_name
+
+ROLES = {
+    "recorder": Entry("tests.actors.dummies:obey", "light", 0, 5),
+    "loader": Entry("tests.actors.dummies:obey", "light", 1, 4),
+    "trainer": Entry("tests.actors.dummies:obey", "light", 3, 2),
+    "data_worker": Entry("tests.actors.dummies:obey", "light", 4, 1),
+    "optimizer_shard": Entry("tests.actors.dummies:obey", "light", 2, 3),
+    "rollout": Entry("tests.actors.dummies:obey", "torch", 5, 0),
+}
+
+
+# --- Actors ---------------------------------------------------------------------------------------
+
+
+def obey(seat: Seat) -> int:
+    """Live until told to stop, and do what `do-NAME` says."""
+    order = Path(seat.run_dir) / f"do-{rundir.file_name(seat.name)}"
+    with Mailbox(seat) as mailbox:
+        mailbox.log.info("up")
+        while mailbox.stopping is None or _read(order) == "never leave":
+            mailbox.receive(0.02)
+            word = _read(order)
+            match word.partition(" ")[0]:
+                case "crash":
+                    raise ValueError("on purpose")
+                case "exit":
+                    return int(word.split()[1])
+                case "give":  # "give up: WHY"
+                    mailbox.close(failed=word.partition(": ")[2])
+                    return 1
+                case "done":
+                    mailbox.send("control", RunDone(step=3, weights_digest="d" * 64))
+                case "hang":
+                    signal.pause()
+                case _:
+                    mailbox.progress("orders")
+        with (Path(seat.run_dir) / "stopped").open("a") as file:
+            file.write(f"{seat.name}\n")
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def describe(seat: Seat) -> int:
@@ -44,3 +102,31 @@ def have_a_child(seat: Seat) -> int:
     print("child", child.pid, file=sys.stderr, flush=True)
     signal.pause()
     return 0
+
+
+# --- Whoever keeps them ---------------------------------------------------------------------------
+
+
+def supervise() -> None:
+    """python -m tests.actors.dummies supervise RUN_DIR"""
+    around = Surroundings(
+        roles=ROLES,
+        segments=lambda run_id, _: {segment_name(run_id, "optimizer_shard/0", "state"): 4096},
+    )
+    supervisor_process.main(sys.argv[2:], around)
+
+
+def launch() -> None:
+    """python -m tests.actors.dummies launch RUN_DIR"""
+    run = rundir.open_(Path(sys.argv[2]))
+    spec = topology.decode(run.topology.read_text(), source="topology.toml").supervision
+    watcher = Plain(run, 3, sys.stdout, resumed=False)
+    command = ("-m", "tests.actors.dummies", "supervise")
+    with Launcher(run, spec, watcher=watcher, command=command) as launcher:
+        end = launcher.drive()
+    watcher.say(end.reason)
+    sys.exit(exit_code(end))
+
+
+if __name__ == "__main__":
+    {"supervise": supervise, "launch": launch}[sys.argv[1]]()

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,7 @@ from actors.supervisor.events import (
     Bury,
     Completed,
     Ended,
+    Event,
     Finish,
     Fork,
     Forked,
@@ -60,7 +62,7 @@ class World:
         self.told: list[Instruction] = []
         self.pids = 1000
 
-    def tell(self, *events: object) -> list[Instruction]:
+    def tell(self, *events: Event) -> list[Instruction]:
         """Hand events over and obey forks and kills; returns all instructions of this call."""
         mine: list[Instruction] = []
         queue = list(events)
@@ -85,7 +87,7 @@ class World:
     def begin(self) -> list[Instruction]:
         return self.tell(Tick())
 
-    def beat(self, name: str, **what: object) -> list[Instruction]:
+    def beat(self, name: str, **what: Any) -> list[Instruction]:
         return self.tell(Heard(name, self.alive[name][0], **what))
 
     def beat_all(self) -> None:
@@ -122,7 +124,7 @@ def world() -> Iterator[World]:
     world.decider.check()
 
 
-def of(kind: type, instructions: list[Instruction]) -> list:
+def of(kind: type, instructions: list[Instruction]) -> list[Any]:
     return [one for one in instructions if isinstance(one, kind)]
 
 

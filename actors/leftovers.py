@@ -1,0 +1,36 @@
+"""What a run must not leave behind: processes, shared memory, sockets. And how it is removed."""
+
+import signal
+
+from actors import process
+from actors.process import Identity
+from actors.rundir import RunDir
+from actors.supervisor import segments, table
+
+
+def living(run: RunDir) -> list[Identity]:
+    """Every process of the run but ourselves."""
+    me = process.myself()
+    return [who for who in process.of_run(run.run_id) if who != me]
+
+
+def end_all(run: RunDir) -> list[Identity]:
+    """SIGKILL to every process of the run but ourselves; returns those that were still there."""
+    left = living(run)
+    for who in left:
+        process.send_signal(who, signal.SIGKILL)
+    return left
+
+
+def clear(run: RunDir) -> None:
+    """End and remove what an earlier launch of this run left, so that the next begins anew.
+
+    Incarnations go on counting, so that whoever of the past still speaks is refused.
+    Raises OSError.
+    """
+    end_all(run)
+    segments.remove(run.run_id)
+    run.remove_socket_dir()
+    run.outcome.unlink(missing_ok=True)
+    rows = table.read(run)
+    table.write(run, {name: table.row(None, row.incarnation) for name, row in rows.items()})
