@@ -364,7 +364,9 @@ class CheckpointPart(Message):
 
     version: int
     shard: int
-    files: dict[str, str]
+    files: dict[str, str]  # empty when there is nothing newer than the last checkpoint
+    closing: bool = False  # made because of a stop, perhaps in the middle of a step
+    failed: str = ""  # why there will be no such files, when there will not
 
 
 class MetricsRequest(Message):
