@@ -131,7 +131,12 @@ def activation_bytes(model: ModelSpec, rows: int) -> int:
     )
     # States after every loop with their gradients, and the head's gradient.
     head = 2 * model.loops * tokens * FP32 * model.dim + FP32 * model.vocab_size * model.dim
-    return kept + head + min(_LOGIT_BYTES, 3 * FP32 * tokens * model.vocab_size)
+    return kept + head + logit_bytes(model, rows)
+
+
+def logit_bytes(model: ModelSpec, rows: int) -> int:
+    """What the objective holds while it makes logits piece by piece."""
+    return min(_LOGIT_BYTES, 3 * FP32 * rows * model.seq_len * model.vocab_size)
 
 
 def _layer_bytes_per_token(model: ModelSpec) -> int:
