@@ -12,6 +12,7 @@ Blocking, one thread: signals and the supervisor's pidfd end its waits.
 
 import argparse
 import os
+import select
 import selectors
 import signal
 import sys
@@ -254,6 +255,33 @@ class Launcher:
         if stuck:
             self._watcher.say(f"shared memory that cannot be removed: {stuck}")
         return end
+
+
+def detach(run: RunDir, names: set[str], within_s: float) -> Identity:
+    """Start a launcher of its own for this run and wait until all `names` have a process.
+
+    Raises `ChildProcessError` with the run's reason when it ends before, and `TimeoutError`.
+    """
+    who = process.start(
+        process.python("-m", "actors.launcher", str(run.path)),
+        output=run.stderr_of("launcher"),
+        env=process.environment(),
+    )
+    within = Deadline.after(MonotonicClock(), within_s, "everybody to be up")
+    while not within.passed():
+        if names <= {name for name, row in table.read(run).items() if row.pid}:
+            return who
+        fd = process.pidfd(who)
+        if fd is None or select.select([fd], [], [], _LOOK_S)[0]:
+            for _ in process.reap(who.pid):
+                pass
+            found = outcome.read(run)
+            log = run.stderr_of("launcher")
+            raise ChildProcessError(
+                f"the launcher has ended, see {log}" if found is None else found.reason
+            )
+        os.close(fd)
+    raise TimeoutError(f"not everybody was up within {within_s:g} s, see {run.logs}")
 
 
 def exit_code(end: Outcome) -> int:

@@ -112,6 +112,9 @@ class Plain:
         """Print it."""
         print(text, file=self._out, flush=True)
 
+    def close(self) -> None:
+        """Nothing to leave behind."""
+
 
 class Live:
     """One line per phase on a terminal, the present one moving."""

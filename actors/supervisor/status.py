@@ -44,16 +44,23 @@ def document(
         actors.append({"name": place.name, "role": place.role, **pool, **facts, **where})
     loader = beats.get("loader")
     gauges = {} if loader is None else loader.gauges
-    step_s = metrics.get("step_s") or 0.0
     return {
         "run": run,
         "state": state_of_run(supervision),
+        **figures(metrics),
+        "actors": actors,
+        "queues": {name: int(gauges.get(name, 0)) for name in ("fast", "slow", "batches")},
+    }
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the newest record of metrics.jsonl says, None where it does not."""
+    step_s = metrics.get("step_s") or 0.0
+    return {
         "step": metrics.get("step", 0),
         "loss": metrics.get("loss"),
         "bits_per_byte": metrics.get("bits_per_byte"),
         "tokens_per_s": metrics["tokens"] / step_s if step_s and "tokens" in metrics else None,
-        "actors": actors,
-        "queues": {name: int(gauges.get(name, 0)) for name in ("fast", "slow", "batches")},
         "wire": {
             "up_bytes_per_step": metrics.get("up_bytes", 0),
             "down_bytes_per_step": metrics.get("down_bytes", 0),

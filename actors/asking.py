@@ -1,0 +1,43 @@
+"""Asking a running supervisor: one request, one answer, within seconds or words why not."""
+
+import os
+
+from actors import process
+from actors.rundir import RunDir
+from actors.supervisor import table
+from protocol.channels import endpoint
+from protocol.clock import Clock, Deadline, MonotonicClock
+from protocol.messages import Message
+from protocol.transport import Node
+
+
+class Unanswered(RuntimeError):
+    """Nobody answered: says whether anybody is there at all."""
+
+
+def ask(
+    run: RunDir, request: Message, *, timeout_s: float = 5.0, clock: Clock | None = None
+) -> Message:
+    """The supervisor's answer. Raises `Unanswered`."""
+    clock = clock or MonotonicClock()
+    me = process.myself()
+    with Node(f"operator/{os.getpid()}", "operator", me.ticks, clock) as node:
+        node.connect("control", endpoint(run.socket_dir, "control"))
+        within = Deadline.after(clock, timeout_s, "the supervisor's answer")
+        node.send("control", request)
+        while not within.passed():
+            for received in node.poll(within.left()):
+                if received.role == "supervisor":
+                    return received.message
+    who = table.read(run).get("supervisor", table.Row()).who
+    if who is None or not process.alive(who):
+        raise Unanswered(f"{run.path} is not running: it has no supervisor")
+    raise Unanswered(
+        f"the supervisor of {run.path} (pid {who.pid}) has not answered for {timeout_s:g} s"
+    )
+
+
+def lives(run: RunDir) -> bool:
+    """Whether the run has a supervisor now."""
+    who = table.read(run).get("supervisor", table.Row()).who
+    return who is not None and process.alive(who)

@@ -1,0 +1,201 @@
+"""From what a person asked for to a run directory that a launcher can drive, or a clear refusal.
+
+Everything that can be found out before a process is started is found out here: a topology that
+cannot be, data that is not there, a directory that cannot be written or is in use, a run that
+cannot be resumed.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from actors import hardware, leftovers, planner, preparing, process, rundir
+from actors import topology as topologies
+from actors.hardware import Hardware
+from actors.rundir import RunDir, RunDirError
+from actors.topology import Topology, TopologyError
+
+RUNS = Path("runs")
+LATEST = RUNS / "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the command line said."""
+
+    topology: str = ""  # name or file; "": local, or the run's own when it is resumed
+    steps: int = 0  # 0: as the topology says
+    run_dir: Path | None = None
+    settings: tuple[str, ...] = ()
+    require_hardware: bool = False
+
+
+@dataclass(slots=True)
+class Begun:
+    """A run directory, ready, and locked by us until `release`."""
+
+    run: RunDir
+    topology: Topology
+    notes: list[str]  # for people
+    lock: int
+    living: bool = False  # the run goes on already; take it over
+    resumed: bool = False
+
+    def release(self) -> None:
+        """Let another launcher have it."""
+        os.close(self.lock)
+
+
+def begin(wanted: Wanted, found: Hardware) -> Begun:
+    """A new run. Raises `TopologyError`, `RunDirError`."""
+    prepared = preparing.prepare(
+        wanted.topology or "local",
+        found,
+        overrides=_settings(wanted),
+        require_hardware=wanted.require_hardware,
+    )
+    _check_data(prepared.topology, prepared.source)
+    path = wanted.run_dir or _new_path(prepared.topology.name)
+    run = rundir.create(path.absolute())
+    lock = _lock(run)
+    _write_plan(run, prepared.topology, found)
+    if wanted.run_dir is None:
+        rundir.point_latest_at(run)
+    notes = [prepared.note] if prepared.note else []
+    return Begun(run, prepared.topology, notes, lock)
+
+
+def resume(wanted: Wanted, found: Hardware) -> Begun:
+    """A run that exists: taken over while it lives, else begun again from its last checkpoint.
+
+    Raises `TopologyError`, `RunDirError`.
+    """
+    run = rundir.open_((wanted.run_dir or LATEST).resolve())
+    rundir.writable(run)
+    stored = _stored(run)
+    topology = _with_steps(wanted, stored, run, found)
+    lock = _lock(run)
+    if leftovers.living(run) and not run.outcome.exists():
+        if topology.steps != stored.steps:
+            os.close(lock)
+            raise RunDirError(f"{run.path} still runs: its steps cannot change before it has ended")
+        return Begun(run, stored, [f"{run.path} still runs; taking it over"], lock, living=True)
+    if not _has_checkpoint(run):
+        os.close(lock)
+        raise RunDirError(
+            f"{run.path} cannot be resumed: there is no complete checkpoint in {run.checkpoints}; "
+            f"start a new run"
+        )
+    _check_data(topology, str(run.topology))
+    leftovers.clear(run)
+    _write_plan(run, topology, found)
+    return Begun(run, topology, [f"resuming {run.path}"], lock, resumed=True)
+
+
+# --- Directory ------------------------------------------------------------------------------------
+
+
+def _new_path(name: str) -> Path:
+    stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    path = RUNS / f"{name}-{stamp}"
+    number = 2
+    while path.exists():
+        path = RUNS / f"{name}-{stamp}-{number}"
+        number += 1
+    return path
+
+
+def _lock(run: RunDir) -> int:
+    try:
+        lock = process.try_lock(run.launcher_lock)
+    except OSError as error:
+        raise RunDirError(f"{run.launcher_lock} cannot be opened: {error.strerror}") from error
+    if lock is None:
+        raise RunDirError(
+            f"{run.path} is being driven by another launcher; look at it with "
+            f"`run.py status --run {run.path}`, end it with `run.py stop --run {run.path}`"
+        )
+    return lock
+
+
+def _write_plan(run: RunDir, topology: Topology, found: Hardware) -> None:
+    """Everything the supervisor needs to know, complete."""
+    plan = planner.plan(topology, found)
+    document: dict[str, Any] = msgspec.to_builtins(plan)
+    try:
+        rundir.write_atomically(run.topology, topologies.to_toml(topology))
+        rundir.write_atomically(run.hardware, hardware.to_json(found) + "\n")
+        text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
+        rundir.write_atomically(run.plan, text + "\n")
+    except OSError as error:
+        raise RunDirError(
+            f"run directory {run.path} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _has_checkpoint(run: RunDir) -> bool:
+    return any(run.checkpoints.glob("step-*/manifest.json"))
+
+
+# --- Topology -------------------------------------------------------------------------------------
+
+
+def _settings(wanted: Wanted) -> tuple[str, ...]:
+    steps = (f"steps={wanted.steps}",) if wanted.steps else ()
+    return (*wanted.settings, *steps)
+
+
+def _stored(run: RunDir) -> Topology:
+    try:
+        text = run.topology.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDirError(f"{run.topology} cannot be read: {error}") from error
+    return topologies.decode(text, source=str(run.topology))
+
+
+def _with_steps(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) -> Topology:
+    """The stored topology with the steps now wanted; nothing else may differ."""
+    other = [one for one in wanted.settings if one.partition("=")[0].strip() != "steps"]
+    asked = stored
+    if wanted.topology:
+        asked = preparing.prepare(
+            wanted.topology,
+            found,
+            overrides=_settings(wanted),
+            require_hardware=wanted.require_hardware,
+        ).topology
+    elif other:
+        asked = topologies.override(stored, tuple(other), source="--set")
+    differing = _differences(topologies.to_dict(stored), topologies.to_dict(asked))
+    differing = [key for key in differing if key != "steps"]
+    if differing:
+        raise TopologyError(
+            f"{run.topology}: a resumed run keeps its topology, only steps may change; what is "
+            f"asked for differs in {', '.join(differing)}"
+        )
+    return topologies.override(stored, _settings(wanted), source=str(run.topology))
+
+
+def _differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys in which two topologies differ."""
+    found: list[str] = []
+    for key in sorted({*one, *two}):
+        left, right = one.get(key), two.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found += _differences(left, right, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        elif left != right:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _check_data(topology: Topology, source: str) -> None:
+    """Raise `TopologyError` when the data of a run is not there."""
+    from actors.data import checks
+
+    problems = checks.check(topology)
+    if problems:
+        raise TopologyError(f"{source}: " + "; ".join(problems))

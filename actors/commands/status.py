@@ -1,0 +1,158 @@
+"""`run.py status`: what a run is doing, as its supervisor sees it.
+
+Of a run that has ended, or whose supervisor does not answer, it says what the run directory says.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actors.commands import Failed, Refused
+
+if TYPE_CHECKING:
+    from actors.rundir import RunDir
+
+
+@click.command()
+@click.option(
+    "--run", "run_dir", type=click.Path(path_type=Path), metavar="DIR", help="[runs/latest]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def status(run_dir: Path | None, as_json: bool) -> None:
+    """Show what a run is doing."""
+    document = _document(open_run(run_dir))
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        _show(document)
+
+
+def open_run(run_dir: Path | None) -> "RunDir":
+    """The run that --run names, or the newest."""
+    from actors import rundir
+    from actors.beginning import LATEST
+
+    try:
+        return rundir.open_((run_dir or LATEST).resolve())
+    except rundir.RunDirError as error:
+        raise Refused(str(error)) from error
+
+
+def _document(run: "RunDir") -> dict[str, Any]:
+    from actors import asking
+    from protocol.messages import Status, StatusRequest
+
+    if asking.lives(run):
+        try:
+            answer = asking.ask(run, StatusRequest())
+        except asking.Unanswered as error:
+            raise Failed(str(error)) from error
+        if isinstance(answer, Status):
+            return json.loads(answer.document)
+    return _ended(run)
+
+
+def _ended(run: "RunDir") -> dict[str, Any]:
+    """Of a run without supervisor: how it ended, or who still lives without one."""
+    from actors import leftovers, outcome
+    from actors.supervisor import places, reports, status, table
+
+    found = outcome.read(run)
+    rows = table.read(run)
+    living = set(leftovers.living(run))
+    metrics = status.newest_metrics(reports.tail(run.metrics, 4))
+    actors: list[dict[str, Any]] = []
+    for place in places.read(run):
+        row = rows.get(place.name, table.Row())
+        if row.who not in living:
+            continue
+        actors.append(
+            {
+                "name": place.name,
+                "role": place.role,
+                "pid": row.pid,
+                "host": os.uname().nodename,
+                "state": "running",
+                "incarnation": row.incarnation,
+                "restarts": row.restarts,
+                "cpus": list(place.cpus),
+                "numa_node": place.numa_node,
+                "device": place.device,
+                "rss_bytes": 0,
+                "heartbeat_age_s": None,
+                "waiting": {"for": "supervisor", "s": 0.0},
+            }
+        )
+    return {
+        "run": str(run.path),
+        "state": found.end if found is not None else ("lost" if actors else "dead"),
+        "reason": found.reason if found is not None else "",
+        **status.figures(metrics),
+        "actors": actors,
+        "queues": {"fast": 0, "slow": 0, "batches": 0},
+    }
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    reason = f" ({document['reason']})" if document.get("reason") else ""
+    console.print(f"{document['run']}: {document['state']}{reason}", markup=False)
+    console.print(_figures(document), markup=False)
+    if not document["actors"]:
+        return
+    shown = Table(box=None, pad_edge=False)
+    columns = (
+        "actor",
+        "state",
+        "pid",
+        "life",
+        "restarts",
+        "cpus",
+        "device",
+        "memory",
+        "waiting for",
+    )
+    for column in columns:
+        shown.add_column(column, no_wrap=True)
+    for actor in document["actors"]:
+        shown.add_row(*_row(actor))
+    console.print(shown)
+
+
+def _figures(document: dict[str, Any]) -> str:
+    parts = [f"step {document['step']}"]
+    if document["loss"] is not None:
+        parts.append(f"loss {document['loss']:.4f}")
+    if document["bits_per_byte"] is not None:
+        parts.append(f"{document['bits_per_byte']:.3f} bits/byte")
+    if document["tokens_per_s"] is not None:
+        parts.append(f"{document['tokens_per_s']:,.0f} tokens/s")
+    wire, queues = document["wire"], document["queues"]
+    parts.append(f"{wire['up_bytes_per_step']:,} bytes up")
+    parts.append(f"{wire['down_bytes_per_step']:,} bytes down")
+    parts.append("queues " + ", ".join(f"{name} {count}" for name, count in queues.items()))
+    return "  ".join(parts)
+
+
+def _row(actor: dict[str, Any]) -> list[str]:
+    from actors.hardware import format_cpulist
+
+    waiting = actor.get("waiting")
+    name = f"{actor['name']} ({actor['pool']})" if actor.get("pool") else actor["name"]
+    return [
+        name,
+        actor["state"],
+        str(actor["pid"]),
+        str(actor["incarnation"]),
+        str(actor["restarts"]),
+        format_cpulist(actor["cpus"]),
+        actor["device"],
+        f"{actor['rss_bytes'] / 1e6:.0f} MB",
+        f"{waiting['for']} ({waiting['s']:.1f} s)" if waiting else "",
+    ]
