@@ -182,7 +182,9 @@ class Feed:
     @property
     def exhausted(self) -> bool:
         """Every sample has been left out and nothing is on its way: the run cannot go on."""
-        return self._dry and not self._turns and not len(self._buffer) and self._carry is None
+        done = self.next_step > self.shape.steps
+        empty = not self._turns and not len(self._buffer) and self._carry is None
+        return self._dry and empty and not done
 
     @property
     def epoch(self) -> int:

@@ -141,6 +141,11 @@ class LeaseTable:
                     queue.discard(key)
                     queue.push(work)
 
+    def forget_all(self, now: float) -> None:
+        """Nobody wants anything any more."""
+        for key in list(self._works):
+            self.forget(key, now)
+
     def forget(self, key: Key, now: float) -> None:
         """Nobody wants it any more; a result that still comes is late."""
         work = self._works.pop(key, None)

@@ -143,8 +143,11 @@ class Ledger:
 
     # --- what has been composed -------------------------------------------------------------------
 
-    def commit(self, composition: Composition, shape: Shape) -> None:
-        """Record a step, its batches included, in one transaction."""
+    def commit(self, composition: Composition, shape: Shape, *, forget_before: int = 0) -> None:
+        """Record a step, its batches included, in one transaction.
+
+        `forget_before`: batches of earlier steps leave the spool.
+        """
         with self._base.transaction():
             self._db.executemany(
                 "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -166,6 +169,7 @@ class Ledger:
             )
             self._base.set_fact("open_epoch", str(composition.open_epoch))
             self._spool(composition.step, composition.packed, shape)
+            self._db.execute("DELETE FROM spool WHERE step < ?", (forget_before,))
 
     def respool(self, step: int, packed: Packed, shape: Shape) -> None:
         """Keep the batches of a step that was made again."""
@@ -185,11 +189,6 @@ class Ledger:
                     packed.tokens[rows].astype("<i4").tobytes(),
                 ),
             )
-
-    def forget_batches(self, before: int, after: int) -> None:
-        """Drop spooled batches outside of [before, after]."""
-        with self._base.transaction():
-            self._db.execute("DELETE FROM spool WHERE step < ? OR step > ?", (before, after))
 
     def batch(self, step: int, rank: int) -> tuple[bytes, int, int] | None:
         """Token bytes (little-endian int32), epoch and text bytes of a spooled batch."""

@@ -21,7 +21,7 @@ import numpy as np
 from actors.data.corpus import Corpus, Rows, SourceFile, assemble, label_of, one_sample
 from actors.data.finding import Found, Skipped, Tree, kind_of, look, matches, walk
 from actors.data.parquet import ColumnError, parquet_rows
-from actors.topology import Source, Topology
+from actors.topology import Source
 
 # Test packages hold files that are broken on purpose; site-packages are not the library; the
 # config directory, _sysconfigdata and sitecustomize differ between machines.
@@ -47,7 +47,7 @@ def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
     seen: set[tuple[int, int]] = set()
     taken: set[str] = set()
     for source in sources:
-        for found in _files(source, seen, skipped):
+        for found in files_of(source, seen, skipped):
             name = _unique(found.name, taken)
             kind = "file" if source.kind in ("python_stdlib", "directory") else source.kind
             try:
@@ -104,65 +104,17 @@ def _content_digest(file: SourceFile, whole: bool) -> bytes:
         return b"unreadable"
 
 
-# --- Checks for the launcher ----------------------------------------------------------------------
-
-
-def check(topology: Topology) -> list[str]:
-    """What stands in the way of this topology's data, in words; [] when nothing does.
-
-    Looks only as far as the first sample of each source. Parquet files are looked into by a child
-    process (see prepare.py), because whoever calls this should stay small.
-    """
-    problems: list[str] = []
-    for index, source in enumerate(topology.data.sources):
-        try:
-            found = next(_files(source, set(), Skipped()), None)
-        except SourceError as error:
-            problems.append(f"data.sources[{index}]: {error}")
-            continue
-        if found is None:
-            problems.append(f"data.sources[{index}]: {_nothing(source)}")
-        elif not os.access(found.path, os.R_OK):
-            problems.append(f"data.sources[{index}]: {found.path} cannot be read: no permission")
-    return problems
-
-
-def with_absolute_paths(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """The same sources, found from any working directory: a resumed run may start elsewhere."""
-
-    def absolute(source: Source) -> Source:
-        if source.kind == "python_stdlib":
-            return source
-        path = os.path.abspath(os.path.expanduser(source.path))
-        return Source(
-            kind=source.kind,
-            path=path,
-            pattern=source.pattern,
-            field=source.field,
-            language=source.language,
-        )
-
-    return tuple(absolute(source) for source in sources)
-
-
-def _nothing(source: Source) -> str:
-    if source.kind in ("directory", "python_stdlib"):
-        where = _library() if source.kind == "python_stdlib" else source.path
-        return f"no file with any content below {where} matches pattern {source.pattern!r}"
-    return f"no file with any content at {source.path}"
-
-
 # --- Finding files --------------------------------------------------------------------------------
 
 
-def _files(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> Iterator[Found]:
+def files_of(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> Iterator[Found]:
     """Regular, non-empty files of a source, each once whatever paths lead to it.
 
     `seen` holds (device, inode) of files met so far, links included. Raises `SourceError` when
     the path itself is not there.
     """
     if source.kind == "python_stdlib":
-        tree = Tree(_library(), "stdlib", _in_library, _not_library)
+        tree = Tree(library(), "stdlib", _in_library, _not_library)
         yield from walk(tree, seen, skipped)
         return
     for path in _expand(source):
@@ -180,7 +132,8 @@ def _files(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> Iter
                 yield found
 
 
-def _library() -> str:
+def library() -> str:
+    """Where this Python's own standard library lies."""
     return sysconfig.get_path("stdlib")
 
 

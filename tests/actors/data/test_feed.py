@@ -271,7 +271,7 @@ def test_old_steps_are_made_again_from_the_ledger(tmp_path: Path, order: Order):
     world = World(tmp_path / "ledger.sqlite", order=order)
     world.run_to(12)
     original = world.batches(range(1, 13))
-    world.ledger.forget_batches(13, 13)
+    world.ledger._db.execute("DELETE FROM spool")
     assert world.ledger.batch(5, 0) is None
     for step in range(1, 13):
         replays = replay(world, step)

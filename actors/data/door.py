@@ -1,0 +1,104 @@
+"""The door for workers of other hosts: a tcp endpoint with CURVE, opened by the first invitation.
+
+Who was invited, the endpoint's own keys and its port are kept in the run directory, so a loader
+that is replaced opens the same door again and its workers find it where it was.
+"""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from actors.topology import RemoteSpec
+from protocol.errors import EndpointError
+from protocol.keys import AllowList, ServerCurve, server_keys
+from protocol.messages import Invitation, InviteRequest
+from protocol.transport import new_keypair
+
+# Binds a curve-protected endpoint; returns it with its real port. Raises `EndpointError`.
+Bind = Callable[[str, ServerCurve], str]
+
+
+class Door:
+    """Opens and stays open."""
+
+    def __init__(self, keys: Path, spec: RemoteSpec, bind: Bind) -> None:
+        self._spec = spec
+        self._bind = bind
+        self._keys = keys
+        self._port_file = keys / "port"
+        self._allow = AllowList(keys / "allowed")
+        self._curve: ServerCurve | None = None
+        self._port = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Does anything listen?"""
+        return self._curve is not None
+
+    @property
+    def was_opened(self) -> bool:
+        """Has this run invited anybody, in whichever life of its loader?"""
+        return self._port_file.exists()
+
+    def open(self) -> None:
+        """Listen, on the port of last time if there was one. Raises `EndpointError`."""
+        if self._curve is not None:
+            return
+        try:
+            self._keys.mkdir(mode=0o700, exist_ok=True)
+            keys = server_keys(self._keys / "server.json", new_keypair)
+            port = self._known_port()
+        except OSError as error:
+            raise EndpointError(f"{self._keys} cannot be used: {error.strerror}") from error
+        curve = ServerCurve(keys.public_key, keys.secret_key, self._allow)
+        try:
+            actual = self._bind(f"tcp://{_bracketed(self._spec.host)}:{port or '*'}", curve)
+        except EndpointError as error:
+            hint = (
+                "choose another remote.port, or 0 for any free one" if port else "see remote.host"
+            )
+            raise EndpointError(f"{error}; {hint}") from error
+        self._port = int(actual.rpartition(":")[2])
+        self._port_file.write_text(f"{self._port}\n", encoding="ascii")
+        self._curve = curve
+
+    def invite(self, request: InviteRequest) -> Invitation:
+        """Let a key in, and say where to knock; or why not."""
+        try:
+            self._allow.admit(request.role, request.label, request.public_key)
+            self.open()
+        except (ValueError, EndpointError) as error:
+            return Invitation(endpoint="", server_key="", refused=str(error))
+        except OSError as error:
+            refused = f"{self._keys} cannot be written: {error.strerror}"
+            return Invitation(endpoint="", server_key="", refused=refused)
+        assert self._curve is not None
+        return Invitation(endpoint=self.endpoint, server_key=self._curve.public_key)
+
+    @property
+    def endpoint(self) -> str:
+        """Where others reach it, as far as this host can tell."""
+        host = self._spec.host
+        if host in ("0.0.0.0", "::", "*"):  # noqa: S104 - compared, not bound
+            host = own_address()
+        return f"tcp://{_bracketed(host)}:{self._port}"
+
+    def _known_port(self) -> int:
+        if not self._port_file.exists():
+            return self._spec.port
+        text = self._port_file.read_text(encoding="ascii").strip()
+        return int(text) if text.isdecimal() else self._spec.port
+
+
+def own_address() -> str:
+    """The address other hosts most likely reach us by; 127.0.0.1 without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # picks a route; nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,281 @@
+"""A data worker: leases samples, runs their stages one at a time, returns them. Owns nothing.
+
+A fast worker looks at the clock whenever a stage ends: past the cut-off it hands the sample over
+with the state reached and takes the next one. It always holds a few leases, so it never waits for
+an answer. Killed at any instant, it costs the time spent on the sample it was on.
+
+On another host the same worker reaches the loader over tcp with a key: `serve_remote`.
+"""
+
+import ctypes
+import os
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.data.stages import STAGES, Options, SampleProblem, State
+from actors.data.tokenizer import Encoder, TokenizerError, load
+from actors.loop import Mailbox, Remote
+from actors.seat import Seat
+from protocol.clock import Clock, MonotonicClock
+from protocol.keys import KeyFile
+from protocol.messages import (
+    DataPlan,
+    Goodbye,
+    JoinPool,
+    Lease,
+    LeaseRequest,
+    Pool,
+    SampleHandover,
+    SampleReady,
+    SampleRefused,
+    Stop,
+    Welcome,
+)
+from protocol.tensors import Frames
+from protocol.transport import Received
+
+# Asked this often until a plan comes; afterwards the plan's heartbeat counts.
+JOIN_S = 0.2
+# Words from the loader of a run that has ended do not come. Longer than any loader takes to
+# be replaced, supervisor and all.
+FORSAKEN_S = 30.0
+# Compiling a large file takes tens of megabytes that glibc would keep: returned after these.
+_LARGE_BYTES = 256 * 1024
+_KINDS_SHOWN = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A lease and what came with it."""
+
+    lease: Lease
+    text: bytes
+
+
+class Worker:
+    """One life of one data worker."""
+
+    def __init__(
+        self, mailbox: Mailbox, pool: Pool, host: str, *, channel: str, clock: Clock
+    ) -> None:
+        self._mailbox = mailbox
+        self._pool: Pool = pool
+        self._host = host
+        self._channel = channel
+        self._clock = clock
+        self._plan: DataPlan | None = None
+        self._encoder: Encoder | None = None
+        self._options = Options(max_sample_bytes=0)
+        self._limit = 1
+        self._queue: deque[Task] = deque()
+        self._loader = -1  # incarnation of the loader heard last
+        self._heard_at = clock.now()
+        self._said_at = -1e9
+        self._stop = False
+        self._failed = False
+        self._done = 0
+
+    @property
+    def _is_remote(self) -> bool:
+        return self._channel == "remote"
+
+    def run(self) -> int:
+        """Work until told to stop; the process's exit code."""
+        self._mailbox.progress("a plan from the loader")
+        while not self._stop:
+            self._speak()
+            if not self._queue:
+                self._mailbox.progress("samples to work on" if self._plan else "the loader's plan")
+                self._hear(self._plan.heartbeat_s if self._plan else JOIN_S)
+            else:
+                self._hear(0.0)
+                if self._queue and not self._stop:
+                    self._mailbox.progress()
+                    self._work(self._queue.popleft())
+        self._mailbox.send(self._channel, Goodbye(failed=""))
+        return 1 if self._failed else 0
+
+    def _fail(self, why: str) -> None:
+        """Give up: another life of ours would fare no better."""
+        self._mailbox.log.error("worker gives up", why=why)
+        self._failed = self._stop = True
+
+    # --- hearing and speaking ---------------------------------------------------------------------
+
+    def _speak(self) -> None:
+        """Say that we live and how much room there is, when that is due."""
+        now = self._clock.now()
+        if now - self._said_at < (self._plan.heartbeat_s if self._plan else JOIN_S):
+            return
+        self._said_at = now
+        if self._plan is None:
+            self._mailbox.send(
+                self._channel,
+                JoinPool(pool=self._pool, host=self._host, shares_files=not self._is_remote),
+            )
+        else:
+            room = self._limit - len(self._queue)
+            self._mailbox.send(self._channel, LeaseRequest(pool=self._pool, credit=room))
+        if self._is_remote and now - self._heard_at > FORSAKEN_S:
+            self._fail(f"the loader has been silent for {now - self._heard_at:.0f} s")
+
+    def _hear(self, timeout_s: float) -> None:
+        for received in self._mailbox.receive(timeout_s):
+            if received.channel == self._channel:
+                self._heard_at = self._clock.now()
+                if received.incarnation != self._loader:
+                    self._queue.clear()  # leases of a loader that is no more
+                    self._loader = received.incarnation
+            match received.message:
+                case DataPlan() as plan:
+                    self._follow(plan, received)
+                case Lease() as lease if self._plan is not None:
+                    text = bytes(received.frames[0]) if received.frames else b""
+                    self._queue.append(Task(lease, text))
+                case Stop():
+                    self._stop = True
+                case Welcome() | _:
+                    pass
+
+    def _follow(self, plan: DataPlan, received: Received) -> None:
+        """Take up a plan. One with stages or a tokenizer we do not know is refused, in words."""
+        unknown = [name for name in plan.stages if name not in STAGES]
+        if unknown or not received.frames:
+            self._fail(
+                f"stages {', '.join(unknown)} are not known here" if unknown else "no tokenizer"
+            )
+            return
+        if self._plan is None or plan.tokenizer_digest != self._plan.tokenizer_digest:
+            try:
+                self._encoder = load(bytes(received.frames[0]))
+            except TokenizerError as error:
+                self._fail(str(error))
+                return
+        self._plan = plan
+        self._limit = max(1, int(plan.options.get("credit", 1)))
+        self._options = Options(
+            max_sample_bytes=plan.max_sample_bytes,
+            encoder=self._encoder,
+            seed=int(plan.options.get("seed", 0)),
+            augment_share=float(plan.options.get("augment_share", 0.0)),
+        )
+        self._said_at = -1e9  # ask for samples at once
+
+    # --- working ----------------------------------------------------------------------------------
+
+    def _work(self, task: Task) -> None:
+        assert self._plan is not None
+        lease, stages = task.lease, self._plan.stages
+        options = replace(self._options, epoch=lease.epoch)
+        state = State(text=task.text)
+        stage_s = [0.0] * len(stages)
+        began = self._clock.now()
+        for index in range(lease.stage, len(stages)):
+            stage_began = self._clock.now()
+            try:
+                state = STAGES[stages[index]](state, lease.ref, options)
+            except SampleProblem as problem:
+                self._refuse(lease, problem)
+                return
+            now = self._clock.now()
+            stage_s[index] = now - stage_began
+            self._mailbox.progress()
+            over = self._pool == "fast" and now - began > self._plan.cutoff_s
+            if over and index + 1 < len(stages):
+                self._hand_over(lease, index + 1, state, now - began)
+                return
+            self._speak()
+        self._deliver(lease, state, stage_s)
+        self._done += 1
+        self._mailbox.gauge("samples", float(self._done))
+        if len(state.text) > _LARGE_BYTES:
+            _give_memory_back()
+
+    def _refuse(self, lease: Lease, problem: SampleProblem) -> None:
+        refused = SampleRefused(
+            lease=lease.lease,
+            epoch=lease.epoch,
+            sample=lease.sample,
+            kind=problem.kind[:_KINDS_SHOWN],
+            detail=problem.detail[:_KINDS_SHOWN],
+        )
+        self._mailbox.send(self._channel, refused)
+
+    def _hand_over(self, lease: Lease, stage: int, state: State, elapsed_s: float) -> None:
+        handover = SampleHandover(
+            lease=lease.lease,
+            epoch=lease.epoch,
+            sample=lease.sample,
+            stage=stage,
+            elapsed_s=elapsed_s,
+        )
+        self._mailbox.send(self._channel, handover, frames=[state.text])
+
+    def _deliver(self, lease: Lease, state: State, stage_s: list[float]) -> None:
+        frames = Frames()
+        tokens = state.tokens if state.tokens is not None else np.empty(0, np.int32)
+        ready = SampleReady(
+            lease=lease.lease,
+            epoch=lease.epoch,
+            sample=lease.sample,
+            tokens=frames.add(tokens),
+            text_bytes=len(state.text),
+            stage_s=tuple(stage_s),
+        )
+        self._mailbox.send(self._channel, ready, frames=frames.parts)
+
+
+def _give_memory_back() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc
+        libc.malloc_trim(0)
+
+
+def main(seat: Seat) -> int:
+    """A worker of the run's own host."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is ours, and threads cost memory
+    pool: Pool = "slow" if seat.pool == "slow" else "fast"
+    with Mailbox(seat, connect=("control", "telemetry", "samples")) as mailbox:
+        worker = Worker(
+            mailbox, pool, os.uname().nodename, channel="samples", clock=MonotonicClock()
+        )
+        return worker.run()
+
+
+def serve_remote(
+    key: KeyFile, name: str, *, endpoint: str = "", pool: Pool = "fast", cpus: tuple[int, ...] = ()
+) -> int:
+    """A worker of another host, until the run ends or somebody sends SIGTERM.
+
+    `endpoint` replaces the one in the key file (""): hosts may be reached by several addresses.
+    `name` has to begin with the key's label. Raises `Refused`, in words, when the loader does not
+    answer within seconds or does not know the key; `EndpointError` for addresses that are none.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    seat = Seat(
+        run_dir="",
+        run_id="",
+        socket_dir="",
+        name=name,
+        role="data_worker",
+        incarnation=_life(),
+        cpus=cpus,
+        pool=pool,
+    )
+    remote = Remote(endpoint or key.endpoint, key.curve())
+    with Mailbox(seat, connect=(), remote=remote) as mailbox:
+        worker = Worker(
+            mailbox, pool, os.uname().nodename, channel="remote", clock=MonotonicClock()
+        )
+        return worker.run()
+
+
+def _life() -> int:
+    """Grows from one attachment under a name to the next: milliseconds by the wall clock."""
+    import datetime
+
+    return int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
