@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -122,7 +122,7 @@ FAR: dict[str, Callable[[str], None]] = {
 
 
 @contextmanager
-def far(kind: str, directory: str) -> Iterator[None]:
+def far(kind: str, directory: str) -> Generator[None]:
     command = [sys.executable, "-m", "tests.benchmarks.wire", "--far", kind, directory]
     child = subprocess.Popen(command, cwd=ROOT)
     try:
