@@ -7,6 +7,7 @@ from actors.rundir import RunDir
 from actors.supervisor import table
 from protocol.channels import endpoint
 from protocol.clock import Clock, Deadline, MonotonicClock
+from protocol.errors import EndpointError
 from protocol.messages import Message
 from protocol.transport import Node
 
@@ -20,20 +21,22 @@ def ask(
 ) -> Message:
     """The supervisor's answer. Raises `Unanswered`."""
     clock = clock or MonotonicClock()
-    me = process.myself()
-    with Node(f"operator/{os.getpid()}", "operator", me.ticks, clock) as node:
-        node.connect("control", endpoint(run.socket_dir, "control"))
-        within = Deadline.after(clock, timeout_s, "the supervisor's answer")
-        node.send("control", request)
-        while not within.passed():
-            for received in node.poll(within.left()):
-                if received.role == "supervisor":
-                    return received.message
-    who = table.read(run).get("supervisor", table.Row()).who
-    if who is None or not process.alive(who):
+    if not lives(run):
         raise Unanswered(f"{run.path} is not running: it has no supervisor")
+    me = process.myself()
+    within = Deadline.after(clock, timeout_s, "the supervisor's answer")
+    try:
+        with Node(f"operator/{os.getpid()}", "operator", me.ticks, clock) as node:
+            node.connect("control", endpoint(run.socket_dir, "control"))
+            node.send("control", request)
+            while not within.passed():
+                for received in node.poll(within.left()):
+                    if received.role == "supervisor":
+                        return received.message
+    except EndpointError as error:
+        raise Unanswered(f"{run.path} cannot be asked: {error}") from error
     raise Unanswered(
-        f"the supervisor of {run.path} (pid {who.pid}) has not answered for {timeout_s:g} s"
+        f"the supervisor of {run.path} has not answered for {timeout_s:g} s; it may be starting"
     )
 
 

@@ -20,6 +20,8 @@ from protocol.messages import Beat
 
 # The recorder writes what it had in hand within this; then the report is made.
 _SETTLE_S = 0.3
+# Characters of a last line that go into the reason of a death.
+_LAST_WORDS = 200
 
 
 class Graves:
@@ -30,6 +32,7 @@ class Graves:
         self._log = log
         self._oom_kills = oom.oom_kills()
         self._ends: deque[tuple[End, bool, float]] = deque(maxlen=64)
+        self._printed: dict[str, int] = {}  # size of each actor's stderr at its last end
         # What each used, as its forkserver says, which may be after its end was noticed.
         self._used: deque[Exited] = deque(maxlen=64)
         self._pending: dict[tuple[str, int], tuple[reports.Death, asyncio.TimerHandle]] = {}
@@ -42,7 +45,21 @@ class Graves:
             out_of_memory, self._oom_kills = kills > self._oom_kills, kills
         self._ends.append((end, out_of_memory, process.age_s(end.who)))
         words = process.words(end.code)
-        return f"{words}, out of memory" if out_of_memory else words
+        if out_of_memory:
+            return f"{words}, out of memory"
+        said = self._last_words(end.name) if end.code else ""
+        return f"{words}: {said}" if said else words
+
+    def _last_words(self, name: str) -> str:
+        """The last line it printed, when it printed anything since we looked last."""
+        path = self._run.stderr_of(name)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return ""
+        before, self._printed[name] = self._printed.get(name, 0), size
+        lines = [line.strip() for line in reports.tail(path) if line.strip()]
+        return lines[-1][:_LAST_WORDS] if lines and size > before else ""
 
     def reported(self, report: Exited) -> None:
         """A forkserver says what a life used."""

@@ -1,0 +1,118 @@
+"""What is refused before any process is started, and what a prepared run directory holds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import beginning, hardware, outcome, rundir, topology
+from actors.beginning import Begun, Wanted
+from actors.hardware import Hardware
+from actors.rundir import RunDirError
+from actors.supervisor import places, table
+from actors.topology import TopologyError
+
+
+@pytest.fixture(scope="module")
+def here() -> Hardware:
+    return hardware.probe(gpus=())
+
+
+@pytest.fixture
+def begun(tmp_path: Path, here: Hardware) -> Iterator[Begun]:
+    begun = beginning.begin(Wanted("local", 7, tmp_path / "run"), here)
+    yield begun
+    begun.run.remove_socket_dir()
+
+
+def test_a_prepared_run_holds_all_the_supervisor_needs(begun: Begun):
+    names = [actor.name for actor in places.read(begun.run)]
+    assert {"supervisor", "loader", "recorder", "trainer/0", "optimizer_shard/0"} <= set(names)
+    text = begun.run.topology.read_text()
+    assert topology.decode(text, source="it") == begun.topology
+    assert begun.topology.steps == 7
+    assert hardware.from_json(begun.run.hardware.read_text()).cpus
+    begun.release()
+
+
+def test_a_run_that_is_driven_cannot_be_driven_twice(begun: Begun, here: Hardware):
+    with pytest.raises(RunDirError, match=r"driven by another launcher; .*`run.py stop"):
+        beginning.resume(Wanted(run_dir=begun.run.path), here)
+    begun.release()
+
+
+def test_a_used_directory_is_refused_without_resume(begun: Begun, here: Hardware):
+    begun.release()
+    with pytest.raises(RunDirError, match="add --resume"):
+        beginning.begin(Wanted("local", run_dir=begun.run.path), here)
+
+
+def test_missing_data_is_refused_before_the_directory_is_made(tmp_path: Path, here: Hardware):
+    settings = ('data.sources=[{kind="directory", path="/nowhere/at/all"}]',)
+    with pytest.raises(TopologyError, match=r"/nowhere/at/all"):
+        beginning.begin(Wanted("local", 0, tmp_path / "run", settings), here)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_topology_names_those_that_are_known(tmp_path: Path, here: Hardware):
+    with pytest.raises(TopologyError, match=r"config_a, config_b, config_c, local"):
+        beginning.begin(Wanted("konfig", run_dir=tmp_path / "run"), here)
+
+
+def test_nothing_to_resume_from_is_said(begun: Begun, here: Hardware):
+    begun.release()
+    with pytest.raises(RunDirError, match="there is no complete checkpoint"):
+        beginning.resume(Wanted(run_dir=begun.run.path), here)
+
+
+def _checkpointed(begun: Begun) -> None:
+    begun.release()
+    (begun.run.checkpoints / "step-00000003").mkdir()
+    (begun.run.checkpoints / "step-00000003" / "manifest.json").write_text("{}")
+
+
+def test_a_resumed_run_may_have_other_steps(begun: Begun, here: Hardware):
+    _checkpointed(begun)
+    outcome.write(begun.run, outcome.Outcome(end="stopped", reason="enough"))
+    table.write(begun.run, {"trainer/0": table.row(None, 5, restarts=4, deaths=(1.0,))})
+    resumed = beginning.resume(Wanted(steps=9, run_dir=begun.run.path), here)
+    assert (resumed.topology.steps, resumed.resumed, resumed.living) == (9, True, False)
+    assert outcome.read(begun.run) is None
+    # Incarnations go on counting; deaths of the past do not count against anybody.
+    assert table.read(begun.run)["trainer/0"] == table.Row(incarnation=5)
+    resumed.release()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "key"),
+    [
+        (Wanted("config_b"), "name"),
+        (Wanted("local", settings=("model.dim=256",)), "model.dim"),
+        (Wanted(settings=("train.rows_per_trainer=2",)), "train.rows_per_trainer"),
+    ],
+)
+def test_a_resumed_run_may_differ_in_nothing_else(
+    begun: Begun, here: Hardware, wanted: Wanted, key: str
+):
+    _checkpointed(begun)
+    wanted = Wanted(wanted.topology, 9, begun.run.path, wanted.settings)
+    with pytest.raises(TopologyError, match=rf"only steps may change; .* differs in .*{key}"):
+        beginning.resume(wanted, here)
+
+
+def test_a_run_of_another_format_is_refused(begun: Begun, here: Hardware):
+    _checkpointed(begun)
+    (begun.run.path / "format").write_text("0\n")
+    with pytest.raises(RunDirError, match="has format '0'"):
+        beginning.resume(Wanted(run_dir=begun.run.path), here)
+
+
+def test_the_newest_run_is_the_default(
+    tmp_path: Path, here: Hardware, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    begun = beginning.begin(Wanted("local"), here)
+    assert begun.run.path.parent == tmp_path / "runs"
+    assert begun.run.path.name.startswith("local-")
+    assert rundir.open_(beginning.LATEST).run_id == begun.run.run_id
+    begun.release()

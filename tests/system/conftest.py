@@ -1,0 +1,52 @@
+"""The whole graph in real processes, started as a person starts it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Driven, python, python_env
+
+# A model of a few thousand parameters on the standard library's source: seconds, not minutes.
+SMALL = (
+    "model.dim=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.loops=2",
+    "model.vocab_size=512",
+    "model.seq_len=64",
+    "train.rows_per_trainer=2",
+    "actors.fast_workers=1",
+    "rollout.max_new_tokens=8",
+    "supervision.heartbeat_s=0.1",
+)
+
+
+class Run(Driven):
+    """`python run.py --topology ...` in a directory of its own."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Starts a run: `start("--steps", "5")`. Whatever is left of it goes with the test.
+
+    `topology` and `settings` may be given; `name` tells several runs of one test apart.
+    """
+    started: list[Run] = []
+
+    def begin(
+        *arguments: str,
+        topology: str = "local",
+        settings: tuple[str, ...] = SMALL,
+        name: str = "run",
+    ) -> Run:
+        sets = [part for setting in settings for part in ("--set", setting)]
+        path = tmp_path / name
+        command = python("run.py", "--topology", topology, "--run", str(path), *sets, *arguments)
+        run = Run(command, path, python_env())
+        started.append(run)
+        return run
+
+    yield begin
+    for run in started:
+        run.end()
