@@ -18,8 +18,21 @@ pytestmark = pytest.mark.system
 
 STATUS_KEYS = {"run", "state", "step", "loss", "bits_per_byte", "tokens_per_s", "actors", "queues"}
 ACTOR_KEYS = set(
-    "name role pid host state incarnation restarts cpus numa_node device rss_bytes "
-    "heartbeat_age_s waiting".split()
+    [
+        "name",
+        "role",
+        "pid",
+        "host",
+        "state",
+        "incarnation",
+        "restarts",
+        "cpus",
+        "numa_node",
+        "device",
+        "rss_bytes",
+        "heartbeat_age_s",
+        "waiting",
+    ]
 )
 
 
