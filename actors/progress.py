@@ -5,9 +5,10 @@ whether it started the run or found it running.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO
 
 import msgspec
 
@@ -17,6 +18,7 @@ from protocol.clock import Clock, MonotonicClock
 
 # A record is a few hundred bytes; a reader that was away long catches up piece by piece.
 _PIECE_BYTES = 1 << 20
+_LINE_BYTES = 1 << 14  # more than any record takes
 _RESTARTS_EVERY_S = 1.0
 
 
@@ -47,6 +49,11 @@ class Tail:
         """Records in the order of the file. Lines that are no JSON objects are left out."""
         try:
             with self._path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._at:
+                    # The recorder cut off what a run resumed from further back has not come to,
+                    # and wrote the first step after that.
+                    self._at, self._rest = _last_line(file, size), b""
                 file.seek(self._at)
                 piece = file.read(_PIECE_BYTES)
         except OSError:
@@ -61,6 +68,14 @@ class Tail:
                 continue
             found.append(record)
         return found
+
+
+def _last_line(file: BinaryIO, size: int) -> int:
+    """Where the last whole line of a file begins."""
+    start = max(0, size - _LINE_BYTES)
+    file.seek(start)
+    end = file.read(size - start)
+    return start + end.rfind(b"\n", 0, end.rfind(b"\n")) + 1 if b"\n" in end else size
 
 
 class _Restarts:
