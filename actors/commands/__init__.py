@@ -23,6 +23,7 @@ COMMANDS = {
     "invite": "Make a key that lets one remote host in.",
     "attach": "Join a run on another host.",
     "generate": "Complete a prompt with a run's newest weights.",
+    "eval": "Measure a run's newest weights on held-out files.",
     "doctor": "Check this machine.",
 }
 
@@ -40,7 +41,7 @@ class Commands(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         module = importlib.import_module(f"actors.commands.{cmd_name}")
-        return getattr(module, cmd_name)
+        return getattr(module, cmd_name, None) or module.command  # `eval` is a builtin's name
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command in where none is named."""

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import click
 
-from actors import process, rundir
+from actors import process
+from actors.commands import Failed, Refused
+from actors.commands.status import open_run
 from actors.logfiles import Follower, actors_in
 from actors.logview import LEVELS, Line, Wanted, parse_since, show
-from actors.rundir import RunDir, RunDirError
+from actors.rundir import RunDir
 
 # How often -f looks for news, and, while there is none, whether the run still lives. A look costs
 # one directory listing; the recorder writes about five times a second.
@@ -26,7 +28,9 @@ ABSENT_LOOKS = 3
 
 
 @click.command()
-@click.option("--run", "path", default="runs/latest", show_default=True, help="Run directory.")
+@click.option(
+    "--run", "run_dir", type=click.Path(path_type=Path), metavar="DIR", help="[runs/latest]"
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the run ends.")
 @click.option(
     "--actor", default="*", metavar="GLOB", help="Only these actors: 'trainer/*', loader."
@@ -39,14 +43,14 @@ ABSENT_LOOKS = 3
 )
 @click.option("--since", default="", metavar="T", help="Only later lines: 90s, 5m, 2h, 14:05, ISO.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they lie in the files.")
-def logs(path: str, follow: bool, actor: str, level: str, since: str, as_json: bool) -> None:
+def logs(
+    run_dir: Path | None, follow: bool, actor: str, level: str, since: str, as_json: bool
+) -> None:
     """Show what the actors of a run have logged, in order of time."""
     now = datetime.datetime.now().astimezone()
+    run = open_run(run_dir)
     try:
-        run = rundir.open_(Path(path))
         after = parse_since(since, now) if since else 0.0
-    except RunDirError as error:
-        raise click.UsageError(str(error)) from error
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="'--since'") from error
     if not actor.strip():
@@ -57,19 +61,17 @@ def logs(path: str, follow: bool, actor: str, level: str, since: str, as_json: b
     try:
         _check_actor(run, wanted, follow=follow)
         _show_all(run, wanted, follow=follow, as_json=as_json)
+    except BrokenPipeError:
+        raise  # the reader of our output, `head` for example, has seen enough
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise  # the reader has seen enough, `head` for example: click ends quietly
         why = error.strerror or str(error)
-        raise click.ClickException(f"the logs of {path} cannot be read: {why}") from error
-    except KeyboardInterrupt:
-        sys.exit(130)
+        raise Failed(f"{run.logs} cannot be read: {why}") from error
 
 
 def _check_actor(run: RunDir, wanted: Wanted, *, follow: bool) -> None:
     """Refuse a glob that fits nobody; while following, somebody may still come."""
     if not run.logs.is_dir():
-        raise click.UsageError(f"{run.path} has no logs directory: it is not a run's, or damaged")
+        raise Refused(f"{run.path} has no logs directory: it is not a run's, or damaged")
     known = actors_in(run.logs)
     if any(map(wanted.takes_actor, known)):
         return
