@@ -1,0 +1,125 @@
+"""What a shard says: updates, whole parameters, needs, its part of a step, metrics.
+
+Everything is made from the state, so it can be made again for whoever lost it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from actors.optimizer.state import Counts, State
+from actors.outbox import Outbox
+from actors.published import codec_of, published_tensors
+from protocol import flips
+from protocol import messages as m
+from protocol.segments import Segment
+from protocol.tensors import Frames, ref_in
+
+# Tensors from this size on are sent as references into the state segment, smaller ones as frames.
+BY_REFERENCE_BYTES = 1 << 16
+
+
+class Answers:
+    """The messages of one shard. Parameters are counted in the layout's order."""
+
+    def __init__(self, state: State, shard: int, outbox: Outbox, segment: Segment | None) -> None:
+        self._state, self._shard = state, shard
+        self._outbox, self._segment = outbox, segment
+        self._channel = f"exchange/{shard}"
+        self._parameters = state.layout.parameters
+        self._encoded: dict[int, tuple[int, flips.Encoded]] = {}
+
+    def remember(self, index: int, version: int, encoded: flips.Encoded) -> None:
+        """The flips that led to `version`: most likely they are sent in a moment."""
+        self._encoded[index] = (version, encoded)
+
+    def update(self, index: int, version: int, ranks: Iterable[int]) -> None:
+        """Send what leads from `version` - 1 to `version`, or all of it if that base is gone."""
+        parameter = self._parameters[index]
+        if parameter.kind == "ternary" and not self._state.has(index, version - 1):
+            for rank in ranks:
+                self._whole(f"trainer/{rank}", index, version)
+            return
+        out = Frames()
+        if parameter.kind == "ternary":
+            data = np.frombuffer(self._difference(index, version).data, np.uint8)
+            scale = self._state.published(index, version)["scale"]
+            tensors, codec = (out.add(data), out.add(scale.copy())), "flips"
+        else:
+            tensors, codec = self._references(index, version, out), "dense"
+        message = m.Update(
+            version=version,
+            param=parameter.name,
+            codec=codec,
+            digest=self._state.digest(index, version).hex(),
+            tensors=tensors,
+        )
+        for rank in ranks:
+            self._send(message, to=f"trainer/{rank}", frames=out.parts)
+
+    def codes(self, to: str, version: int) -> None:
+        """Send all parameters at `version`."""
+        for index in range(len(self._parameters)):
+            self._whole(to, index, version)
+
+    def needs(self, rank: int, step: int, params: tuple[str, ...], facts: bool) -> None:
+        """Tell `rank` what has not come."""
+        self._send(m.StepNeeds(step=step, params=params, facts=facts), to=f"trainer/{rank}")
+
+    def part(self, version: int, digests: Iterable[bytes], counts: Counts) -> None:
+        """Tell shard 0 that this shard's part of `version` is durable."""
+        message = m.ShardCommitted(
+            version=version,
+            shard=self._shard,
+            digests=tuple(digest.hex() for digest in digests),
+            flips=counts.flips,
+            up_bytes=counts.up_bytes,
+            down_bytes=counts.down_bytes,
+        )
+        self._outbox.send("exchange/0", message, step=version)
+
+    def metrics(self, to: str, after: int) -> None:
+        """Send the records of the committed steps after `after`."""
+        self._send(m.Metrics(records=tuple(self._state.records(max(after, 0)))), to=to)
+
+    def _send(self, message: m.Message, *, to: str, frames: Sequence[Any] = ()) -> None:
+        self._outbox.send(self._channel, message, to=to, frames=frames)
+
+    def _whole(self, to: str, index: int, version: int) -> None:
+        parameter = self._parameters[index]
+        out = Frames()
+        message = m.Codes(
+            version=version,
+            param=parameter.name,
+            index=index,
+            count=len(self._parameters),
+            codec=codec_of(parameter),
+            digest=self._state.digest(index, version).hex(),
+            tensors=self._references(index, version, out),
+        )
+        self._send(message, to=to, frames=out.parts)
+
+    def _difference(self, index: int, version: int) -> flips.Encoded:
+        """The flips to `version`: those just made, or made again for somebody who lacks them."""
+        made, encoded = self._encoded.get(index, (-1, None))
+        if made == version and encoded is not None:
+            return encoded
+        old, new = (self._state.published(index, v)["packed"] for v in (version - 1, version))
+        return flips.encode(old, new, self._parameters[index].numel)
+
+    def _references(self, index: int, version: int, out: Frames) -> tuple[m.TensorRef, ...]:
+        """The published tensors: large ones where they lie, small ones copied into frames.
+
+        What lies in the segment is overwritten two versions later; the digest would show it.
+        """
+        shown = self._state.published(index, version)
+        slots = self._state.published_slots(index, version)
+        refs: list[m.TensorRef] = []
+        for spec in published_tensors(self._parameters[index]):
+            if self._segment is not None and spec.nbytes >= BY_REFERENCE_BYTES:
+                offset = slots[spec.name].offset
+                refs.append(ref_in(self._segment, spec.dtype, spec.shape, offset))
+            else:
+                refs.append(out.add(shown[spec.name].copy()))
+        return tuple(refs)

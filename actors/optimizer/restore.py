@@ -1,0 +1,65 @@
+"""Filling a shard's empty state from a checkpoint, whatever number of shards wrote it."""
+
+from actors.checkpoints import Checkpoint, CheckpointError, TensorFile
+from actors.optimizer.layout import kept_tensors
+from actors.optimizer.state import Counts, Facts, State
+from actors.topology import Topology
+
+
+def restore(state: State, checkpoint: Checkpoint, topology: Topology, shard: int) -> None:
+    """Fill `state` and make it ready. Raises `CheckpointError` when the checkpoint does not fit."""
+    manifest = checkpoint.manifest
+    if manifest.seed != topology.seed:
+        raise CheckpointError(
+            f"{checkpoint.path} was made with seed {manifest.seed}, this topology has seed "
+            f"{topology.seed}: resume with the run's own topology"
+        )
+    wanted = {place.parameter.name: index for index, place in enumerate(state.layout.places)}
+    versions: list[int] = []
+    for file in checkpoint.tensor_files():
+        for name, about in file.parameters.items():
+            versions.append(about.version)
+            if name in wanted:
+                _fill(state, wanted.pop(name), file, topology)
+    if wanted:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no {sorted(wanted)[0]}: it was made with another model"
+        )
+    between = max(versions) > manifest.step or manifest.committed < manifest.step
+    if between and manifest.trainers != topology.actors.trainers:
+        raise CheckpointError(
+            f"{checkpoint.path} was made in the middle of a step of {manifest.trainers} trainers, "
+            f"this topology has {topology.actors.trainers}: resume with "
+            f"actors.trainers = {manifest.trainers}"
+        )
+    if shard == 0:
+        _fill_steps(state, checkpoint)
+    state.set_ready(manifest.committed)
+
+
+def _fill(state: State, index: int, file: TensorFile, topology: Topology) -> None:
+    parameter = state.layout.places[index].parameter
+    about = file.parameters[parameter.name]
+    kept = {
+        spec.name: file.tensor(parameter.name, spec)
+        for spec in kept_tensors(topology.optimizer, parameter)
+    }
+    state.fill(index, about.version, kept)
+    for version, (digest, *counts) in about.published.items():
+        tensors = file.published(parameter, int(version))
+        state.publish(index, int(version), tensors, bytes.fromhex(digest), Counts(*counts))
+
+
+def _fill_steps(state: State, checkpoint: Checkpoint) -> None:
+    for record in checkpoint.metrics():
+        state.put_record(record["step"], record)
+    ranks = range(state.layout.ranks)
+    for step, said in checkpoint.manifest.facts.items():
+        for rank, values in said.items():
+            if int(rank) in ranks:
+                state.put_facts(int(step), int(rank), _facts(values))
+
+
+def _facts(values: dict[str, float]) -> Facts:
+    whole = {"tokens", "text_bytes", "up_bytes"}
+    return Facts(**{k: int(v) if k in whole else v for k, v in values.items()})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,295 @@
+"""One optimizer shard without its sockets: hears messages, lets the rounds decide, acts, answers.
+
+Everything here runs on the computing thread. Gradients of one host are read where the trainers
+wrote them; nothing is copied before it is summed.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from actors.optimizer import metrics, rounds, updates
+from actors.optimizer.answers import Answers
+from actors.optimizer.checkpointing import RunFailed
+from actors.optimizer.rounds import Instruction, Setting, ShardRounds
+from actors.optimizer.state import Counts, Facts, State
+from actors.optimizer.updates import Contribution
+from actors.outbox import Outbox
+from actors.parameters import parameters, partition
+from actors.published import digest, weights_digest
+from actors.topology import Topology
+from protocol import flips
+from protocol import messages as m
+from protocol.clock import Clock
+from protocol.errors import Malformed, ProtocolError
+from protocol.segments import Segment
+from protocol.tensors import Attached, read
+
+
+class CheckpointKeeper(Protocol):
+    """What a shard needs of `checkpointing.Checkpoints`."""
+
+    def due(self, step: int) -> None:
+        """All parameters have just reached `step`, which is to be written."""
+        ...
+
+    def preserve(self, index: int) -> None:
+        """A parameter is about to change."""
+        ...
+
+    def part(self, part: m.CheckpointPart) -> None:
+        """Another shard has written, or has not."""
+        ...
+
+    def repeat(self) -> None:
+        """Tell shard 0 again what is on disk."""
+        ...
+
+
+class Shard:
+    """One shard's work: `begin` once, then `hear` every message and `tick` now and then."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        index: int,
+        state: State,
+        outbox: Outbox,
+        clock: Clock,
+        *,
+        segment: Segment | None = None,
+        attached: Attached | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """`segment` holds `state`; without it (and `attached`) all tensors travel as frames."""
+        self.topology, self.index, self.state = topology, index, state
+        self._answers = Answers(state, index, outbox, segment)
+        self._clock, self._attached, self._device = clock, attached, device
+        self._parameters = state.layout.parameters
+        self._index_of = {p.name: i for i, p in enumerate(self._parameters)}
+        self._ranks = topology.actors.trainers
+        setting = Setting(
+            params=tuple(self._index_of),
+            shard=index,
+            shards=topology.actors.optimizer_shards,
+            ranks=self._ranks,
+            checkpoint_every=topology.checkpoint.every_steps,
+            last_step=topology.steps,
+        )
+        versions = dict(zip(self._index_of, state.versions(), strict=True))
+        known = {
+            step: set(said)
+            for step in (state.committed + 1, state.committed + 2)
+            if (said := state.facts(step))
+        }
+        self.rounds = ShardRounds(setting, versions, state.committed, known)
+        self.checkpoints: CheckpointKeeper | None = None
+        self._given: dict[str, dict[int, Contribution]] = {name: {} for name in self._index_of}
+        self._facts: dict[tuple[int, int], Facts] = {}
+        self._parts: dict[tuple[int, int], m.ShardCommitted] = {}
+        self._since: float | None = None
+        self._computing_s = 0.0
+        self.malformed = 0
+
+    # --- hearing ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Go on where the state was left."""
+        self._perform(self.rounds.begin(self._clock.now()))
+
+    def tick(self) -> None:
+        """Time has passed."""
+        self._perform(self.rounds.tick(self._clock.now()))
+
+    def hear(self, sender: str, message: m.Message, frames: Sequence[memoryview] = ()) -> None:
+        """Act on a message. What makes no sense is counted and dropped.
+
+        Raises `RunFailed` when the run cannot go on.
+        """
+        try:
+            if isinstance(message, m.Gradient):
+                self._gradient(sender, message, frames)
+            else:
+                self._hear(sender, message)
+        except ProtocolError:
+            self.malformed += 1
+
+    def _hear(self, sender: str, message: m.Message) -> None:
+        match message:
+            case m.StepFacts():
+                self._step_facts(sender, message)
+            case m.StepQuery(rank=rank) if sender == f"trainer/{rank}":
+                self._perform(self.rounds.query(rank, message.version, message.lacking))
+            case m.CodesRequest(version=version):
+                self._start_clock()
+                self._answers.codes(sender, self.rounds.version_for(version))
+            case m.ShardCommitted():
+                self._part(sender, message)
+            case m.CheckpointPart(shard=shard) if sender == f"optimizer_shard/{shard}":
+                if self.checkpoints is not None:
+                    self.checkpoints.part(message)
+            case m.MetricsRequest(after=after):
+                self._answers.metrics(sender, after)
+            case m.PeerUp(name="optimizer_shard/0"):
+                self._perform(self.rounds.leader_up(self._clock.now()))
+            case _:
+                pass
+
+    def _gradient(self, sender: str, message: m.Gradient, frames: Sequence[memoryview]) -> None:
+        step, rank, name = message.step, message.rank, message.param
+        if sender != f"trainer/{rank}" or not self.rounds.takes_gradient(step, rank, name):
+            return
+        parameter = self._parameters[self._index_of[name]]
+        if message.codec != "dense" or len(message.tensors) != 1 or message.tokens < 0:
+            raise Malformed(f"gradient of {name}: codec {message.codec!r}, one tensor expected")
+        gradient = read(message.tensors[0], frames, self._attached)
+        if gradient.dtype != np.float32 or gradient.shape != parameter.shape:
+            raise Malformed(f"gradient of {name}: {gradient.dtype} {gradient.shape}")
+        self._given[name][rank] = Contribution(message.tokens, gradient)
+        self._perform(self.rounds.gradient(step, rank, name))
+
+    def _step_facts(self, sender: str, message: m.StepFacts) -> None:
+        step, rank = message.step, message.rank
+        if sender != f"trainer/{rank}":
+            return
+        if not np.isfinite(message.loss_sum) or not np.isfinite(message.objective_sum):
+            raise RunFailed(
+                f"the loss of step {step} is not finite (trainer/{rank}): lower the learning "
+                "rates, then resume from the last checkpoint or start anew"
+            )
+        names = Facts._fields
+        self._facts[step, rank] = Facts(*(getattr(message, name) for name in names))
+        self._perform(self.rounds.facts(step, rank))
+        self._facts.pop((step, rank), None)
+
+    def _part(self, sender: str, message: m.ShardCommitted) -> None:
+        shards = partition(parameters(self.topology.model), self.topology.actors.optimizer_shards)
+        shard = message.shard
+        if sender != f"optimizer_shard/{shard}" or not 0 < shard < len(shards):
+            return
+        if len(message.digests) != len(shards[shard]):
+            raise Malformed(f"part of shard {shard}: {len(message.digests)} digests")
+        for text in message.digests:
+            _bytes_of(text)
+        if message.version > self.rounds.committed:
+            self._parts[message.version, shard] = message
+        self._perform(self.rounds.part(message.version, shard))
+
+    # --- acting ----------------------------------------------------------------------------------
+
+    def _perform(self, todo: Iterable[Instruction]) -> None:
+        queue = list(todo)
+        while queue:
+            match queue.pop(0):
+                case rounds.Apply(step, param):
+                    self._apply(step, param)
+                    queue += self.rounds.applied(param)
+                case rounds.Publish(version, param, ranks):
+                    self._answers.update(self._index_of[param], version, ranks)
+                case rounds.Need(rank, step, params, facts):
+                    self._answers.needs(rank, step, params, facts)
+                case rounds.KeepFacts(step, rank):
+                    self.state.put_facts(step, rank, self._facts[step, rank])
+                case rounds.Report(version):
+                    self._report(version)
+                case rounds.Commit(step):
+                    self._commit(step)
+                case rounds.Checkpoint(step):
+                    if self.checkpoints is not None:
+                        self.checkpoints.due(step)
+
+    def _apply(self, step: int, name: str) -> None:
+        """Move one parameter to version `step`: everything up to here is lost with the process."""
+        began = self._clock.now()
+        index = self._index_of[name]
+        parameter = self._parameters[index]
+        given = self._given[name]
+        ordered = [given[rank] for rank in range(self._ranks)]
+        new = updates.updated(
+            self.topology,
+            parameter,
+            self.state.kept(index),
+            updates.mean_gradient(ordered),
+            step,
+            self._device,
+        )
+        shown = updates.published(parameter, new["master"])
+        changed, sent = parameter.numel, parameter.numel * 4
+        if parameter.kind == "ternary":
+            old = self.state.published(index, step - 1)["packed"]
+            encoded = flips.encode(old, shown["packed"], parameter.numel)
+            self._answers.remember(index, step, encoded)
+            changed, sent = encoded.flips, len(encoded.data) + 4
+        counts = Counts(
+            flips=changed if parameter.kind == "ternary" else 0,
+            up_bytes=sum(c.gradient.nbytes for c in ordered),
+            down_bytes=sent * self._ranks,
+        )
+        if self.checkpoints is not None:
+            self.checkpoints.preserve(index)
+        self.state.publish(index, step, shown, digest(parameter, shown), counts)
+        self.state.update(index, step, new)
+        given.clear()
+        self._computing_s += self._clock.now() - began
+
+    def _report(self, version: int) -> None:
+        if not all(self.state.has(i, version) for i in range(len(self._parameters))):
+            return  # older than what is kept, so shard 0 has it
+        self._answers.part(version, self._digests(version), self._counts(version))
+        if self.checkpoints is not None:
+            self.checkpoints.repeat()
+
+    def _commit(self, step: int) -> None:
+        if self.index > 0:
+            self.state.commit(step)
+            return
+        parts = [self._parts.pop((step, k)) for k in range(1, self.rounds.setting.shards)]
+        everybody = [
+            self._counts(step),
+            *(Counts(part.flips, part.up_bytes, part.down_bytes) for part in parts),
+        ]
+        digests = [
+            *self._digests(step),
+            *(_bytes_of(text) for part in parts for text in part.digests),
+        ]
+        groups = self.topology.optimizer
+        now = self._clock.now()
+        clocked = metrics.Clocked(
+            step_s=now - (now if self._since is None else self._since),
+            optimizer_s=self._computing_s,
+            lr=updates.rate_at(self.topology, groups.matrices, step),
+            dense_lr=updates.rate_at(self.topology, groups.dense, step),
+        )
+        record = metrics.step_record(
+            step,
+            self.state.facts(step),
+            Counts(*(sum(column) for column in zip(*everybody, strict=True))),
+            clocked,
+            weights_digest(digests),
+        )
+        self.state.commit(step, record)
+        self._since, self._computing_s = now, 0.0
+
+    def _digests(self, version: int) -> list[bytes]:
+        return [self.state.digest(index, version) for index in range(len(self._parameters))]
+
+    def _counts(self, version: int) -> Counts:
+        each = [self.state.counts(index, version) for index in range(len(self._parameters))]
+        return Counts(*(sum(column) for column in zip(*each, strict=True)))
+
+    def _start_clock(self) -> None:
+        """The first step is timed from the first sign of somebody who wants to compute it."""
+        if self._since is None:
+            self._since = self._clock.now()
+
+
+def _bytes_of(text: str) -> bytes:
+    """A digest from its hex. Raises `Malformed`."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError as error:
+        raise Malformed(f"digest {text[:80]!r} is not hex") from error
+    if len(raw) != 32:
+        raise Malformed(f"digest of {len(raw)} bytes; SHA-256 has 32")
+    return raw
