@@ -2,6 +2,7 @@
 
     runs/NAME/
       format               version of this layout; another one is refused
+      sockets              where its unix sockets lie
       topology.toml        the resolved configuration, complete
       hardware.json        what was found
       plan.json            where each actor was placed
@@ -38,6 +39,11 @@ _MAX_SOCKET_DIR = 64
 
 class RunDirError(ValueError):
     """A run directory that cannot be used: says which one, why, and what to do instead."""
+
+
+def _choose_socket_dir(leaf: str) -> Path:
+    chosen = Path(tempfile.gettempdir()) / leaf
+    return chosen if len(os.fsencode(chosen)) <= _MAX_SOCKET_DIR else Path("/tmp") / leaf  # noqa: S108
 
 
 def file_name(actor: str) -> str:
@@ -145,10 +151,17 @@ class RunDir:
 
     @property
     def socket_dir(self) -> Path:
-        """Where this run's unix sockets lie, short enough for the kernel."""
+        """Where this run's unix sockets lie, short enough for the kernel.
+
+        Chosen when the run was made and noted in it: whoever asks later may have another TMPDIR.
+        """
         leaf = f"trireme-{os.getuid()}-{self.run_id}"
-        chosen = Path(tempfile.gettempdir()) / leaf
-        return chosen if len(os.fsencode(chosen)) <= _MAX_SOCKET_DIR else Path("/tmp") / leaf  # noqa: S108
+        try:
+            noted = Path((self.path / "sockets").read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError):
+            noted = None
+        # A copied or moved run directory has another id, and sockets of its own.
+        return noted if noted is not None and noted.name == leaf else _choose_socket_dir(leaf)
 
     def make_socket_dir(self) -> Path:
         """Make the socket directory, 0700. Raises `RunDirError` when somebody else holds the name.
@@ -187,6 +200,7 @@ def create(path: Path) -> RunDir:
         for directory in (path, run.logs, run.checkpoints):
             directory.mkdir(parents=True, exist_ok=True)
         run.keys.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(path / "sockets", f"{run.socket_dir}\n")
         write_atomically(path / "format", f"{FORMAT}\n")
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -190,8 +190,8 @@ class Forkservers:
 
     def _start(self, warm: _Warm) -> None:
         warm.retry = None
-        warm.path.unlink(missing_ok=True)
         try:
+            warm.path.unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
                 listener.bind(os.fspath(warm.path))
                 listener.listen(4)

@@ -109,11 +109,12 @@ def have_a_child(seat: Seat) -> int:
 
 def supervise() -> None:
     """python -m tests.actors.dummies supervise RUN_DIR"""
-    around = Surroundings(
-        roles=ROLES,
-        segments=lambda run_id, _: {segment_name(run_id, "optimizer_shard/0", "state"): 4096},
-    )
-    supervisor_process.main(sys.argv[2:], around)
+    nbytes = int(_read(Path(sys.argv[2]) / "do-segments") or 4096)
+
+    def segments(run_id: str, _topology: topology.Topology) -> dict[str, int]:
+        return {segment_name(run_id, "optimizer_shard/0", "state"): nbytes}
+
+    supervisor_process.main(sys.argv[2:], Surroundings(roles=ROLES, segments=segments))
 
 
 def launch() -> None:

@@ -1,6 +1,7 @@
 """The run directory: what is refused, and that small files are whole."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_socket_paths_fit_into_the_kernels_field(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     run = RunDir(tmp_path / "one")
     assert len(os.fsencode(run.socket_dir)) <= 64
+
+
+def test_sockets_are_found_with_another_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = rundir.create(tmp_path / "one")
+    before = run.socket_dir
+    monkeypatch.setattr("tempfile.tempdir", "/var/tmp")
+    assert rundir.open_(run.path).socket_dir == before
+
+
+def test_a_copied_run_has_sockets_of_its_own(tmp_path: Path):
+    run = rundir.create(tmp_path / "one")
+    shutil.copytree(run.path, tmp_path / "two")
+    copy = rundir.open_(tmp_path / "two")
+    assert copy.socket_dir != run.socket_dir
 
 
 def test_a_socket_directory_that_others_may_enter_is_refused(tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors import rundir, topology
+from actors.rundir import RunDir
 from tests.harness import Driven, python, python_env
 
 ACTORS = ("recorder", "loader", "trainer/0", "trainer/1", "data_worker/0")
@@ -42,7 +43,11 @@ class Crew(Driven):
 def make_crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
     made: list[Crew] = []
 
-    def make(actors: tuple[str, ...] = ACTORS, *settings: str) -> Crew:
+    def make(
+        actors: tuple[str, ...] = ACTORS,
+        *settings: str,
+        before: Callable[[RunDir], object] = lambda run: None,
+    ) -> Crew:
         run = rundir.create(tmp_path / f"run{len(made)}")
         spec = topology.load("local", (*SUPERVISION, *settings))
         run.topology.write_text(topology.to_toml(spec))
@@ -50,6 +55,7 @@ def make_crew(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
         run.plan.write_text(
             json.dumps({"actors": [{"name": "supervisor", "role": "supervisor"}, *seated]})
         )
+        before(run)
         command = python("-m", "tests.actors.dummies", "launch", str(run.path))
         crew = Crew(command, run.path, python_env())
         made.append(crew)

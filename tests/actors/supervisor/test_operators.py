@@ -17,23 +17,13 @@ from tests.harness import ROOT, python, wait_until
 pytestmark = pytest.mark.system
 
 STATUS_KEYS = {"run", "state", "step", "loss", "bits_per_byte", "tokens_per_s", "actors", "queues"}
-ACTOR_KEYS = set(
-    [
-        "name",
-        "role",
-        "pid",
-        "host",
-        "state",
-        "incarnation",
-        "restarts",
-        "cpus",
-        "numa_node",
-        "device",
-        "rss_bytes",
-        "heartbeat_age_s",
-        "waiting",
-    ]
-)
+ACTOR_KEYS = {"name", "role", "pid", "host", "state", "incarnation", "restarts", "cpus"} | {
+    "numa_node",
+    "device",
+    "rss_bytes",
+    "heartbeat_age_s",
+    "waiting",
+}
 
 
 def call(crew: Crew, *arguments: str) -> subprocess.CompletedProcess[str]:
