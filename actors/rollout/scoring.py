@@ -24,9 +24,9 @@ from typing import Literal
 from actors.rollout.substance import substance
 
 # Prompt and completion together. Ours are some kilobytes; anything larger is not worth a parser.
-MAX_TEXT_CHARACTERS = 1 << 18
+MAX_TEXT_CHARACTERS = 1 << 16
 # Lines given up at most in step 2: each costs a parse of the whole.
-MAX_CUTS = 200
+MAX_CUTS = 100
 # `codeop` keeps this flag of CPython's parser: raise "incomplete input" when the text merely stops.
 ALLOW_INCOMPLETE_INPUT = 0x4000
 DETAIL_CHARACTERS = 160

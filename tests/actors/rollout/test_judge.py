@@ -53,7 +53,7 @@ def test_one_scorer_gives_many_verdicts(judge: Judge, causes: list[str]):
     first = scorer(judge)
     assert judge.score(PROMPT, "    pass\n", finished=True).reason == "trivial"
     assert judge.score(PROMPT, "    x = '☃" + chr(0xD800), finished=True).reason == "not UTF-8"
-    assert judge.score(PROMPT, "y" * 200_000 + "\n", finished=True).reason == "does not parse"
+    assert judge.score(PROMPT, "y" * 200_000, finished=True).reason == "too large"
     assert (scorer(judge), causes) == (first, [])
 
 

@@ -245,17 +245,18 @@ def test_what_is_not_python_earns_nothing_and_says_why(completion: str | bytes, 
     [
         "    return " + "(" * 5000 + ")" * 5000,
         "    return " + "[" * 150 + "]" * 150 + "[" * 90,
-        "    return " + "-" * 100_000 + "1",
-        "    return " + "not " * 50_000 + "items",
-        "    return items" + ".a" * 60_000,
-        "    return items" + " + 1" * 60_000,
-        "    if items:\n        pass\n" + "    elif items:\n        pass\n" * 3000,
+        "    return " + "-" * 60_000 + "1",
+        "    return " + "not " * 15_000 + "items",
+        "    return items" + ".a" * 30_000,
+        "    return items" + " + 1" * 15_000,
+        "    if items:\n        pass\n" + "    elif items:\n        pass\n" * 1800,
         "".join(" " * depth + "if x:\n" for depth in range(4, 150)) + " " * 150 + "y()\n",
-        "    return " + "lambda: " * 30_000 + "1",
+        "    return " + "lambda: " * 7_000 + "1",
     ],
 )
 def test_huge_nesting_earns_nothing_and_kills_nobody(completion: str):
-    assert score(HEADER, completion, finished=True).reward == 0.0
+    verdict = score(HEADER, completion, finished=True)
+    assert verdict.reason in {"too deep", "does not parse"}
 
 
 def test_a_text_beyond_the_limit_is_not_even_parsed():
