@@ -7,10 +7,22 @@ objects become their `repr`: whatever is logged can be encoded and is bounded.
 
 import datetime
 import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import structlog
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# structlog colours tracebacks with rich where it finds it: 4 MB in every process, for output that
+# none of them prints. Whoever needs rich imports it later.
+if "rich" not in sys.modules:
+    sys.modules["rich"] = cast("ModuleType", None)
+    import structlog
+
+    del sys.modules["rich"]
+else:
+    import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 Record = dict[str, Any]

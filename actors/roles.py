@@ -40,8 +40,8 @@ ROLES: dict[str, Entry] = {
 # What each forkserver has imported before it forks. Importing must start no thread, no thread
 # pool, no CUDA and no ZeroMQ context: the forkserver checks that it still has one thread.
 PRELOADS: dict[Preload, tuple[str, ...]] = {
-    "light": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "structlog", "tokenizers"),
-    "torch": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "structlog", "tokenizers", "torch"),
+    "light": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "actors.logs", "tokenizers"),
+    "torch": ("uvloop", "zmq", "msgpack", "msgspec", "numpy", "actors.logs", "tokenizers", "torch"),
 }
 
 
