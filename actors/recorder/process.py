@@ -136,7 +136,7 @@ class Recorder:
     async def _keep(self, now: float) -> None:
         if now >= self._due.figures:
             self._due.figures = now + FIGURES_S
-            self._exporter.show(self._recording.figures(self._mailbox.counters()))
+            self._exporter.show(self._recording.figures())
             self._report()
         if now >= self._due.sync and (self._syncing is None or self._syncing.done()):
             self._due.sync = now + SYNC_S
@@ -145,7 +145,7 @@ class Recorder:
     def _report(self) -> None:
         """Gauges for `status`, and a line whenever something was repaired or missed."""
         count = self._count()
-        for name in ("lost_lines", "missed_steps"):
+        for name in ("lost_lines", "missed_steps", "telemetry_lost"):
             self._mailbox.gauge(name, float(count[name]))
         if self._recording.metrics.last:
             self._mailbox.gauge("step", float(self._recording.metrics.last))
@@ -166,6 +166,7 @@ class Recorder:
             "step": metrics.last,
             "lost_lines": self._recording.lost_lines,
             "missed_steps": metrics.missed,
+            "telemetry_lost": self._recording.totals.telemetry_lost,
             "cut_steps": metrics.cut,
             "repaired_bytes": metrics.lines.repaired_bytes,
             "forged": self._recording.logs.forged,

@@ -54,6 +54,7 @@ class Totals:
     down_bytes: int = 0
     completions: int = 0
     reports: int = 0
+    telemetry_lost: int = 0  # gaps in what a sender has numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,14 @@ class Recording:
         self.rates = Rates()
         self._rollouts = LineFile(run.rollouts, rotate_bytes=ROLLOUTS_ROTATE_BYTES, keep=2)
         self._status = StatusSeen()
+        self._heard: dict[str, tuple[int, int]] = {}  # sender -> incarnation, seq
         for line in tail(run.rollouts, ROLLOUTS_TAIL_BYTES):
             self._count_again(line)
 
     def take(self, received: Received) -> None:
         """Act on one message. Log lines are kept back until `flush`."""
+        if received.channel == "telemetry":
+            self._count_lost(received)
         match received.message:
             case LogRecord(record=record):
                 self.logs.add(received.sender, record)
@@ -118,8 +122,8 @@ class Recording:
         """Lines that no disk holds. Metrics refused are asked for again, so they do not count."""
         return self.logs.dropped + self._rollouts.dropped
 
-    def figures(self, heard: Mapping[str, int]) -> Figures:
-        """Of this moment. `heard` are the mailbox's counters."""
+    def figures(self) -> Figures:
+        """Of this moment."""
         totals = self.totals
         return Figures(
             metrics=self.metrics.newest,
@@ -131,11 +135,22 @@ class Recording:
                 "up_bytes": totals.up_bytes,
                 "down_bytes": totals.down_bytes,
                 "completions": totals.completions,
-                "telemetry_lost": heard.get("telemetry_gaps", 0),
+                "telemetry_lost": totals.telemetry_lost,
                 "lines_lost": self.lost_lines,
                 "steps_missed": self.metrics.missed,
             },
         )
+
+    def _count_lost(self, received: Received) -> None:
+        """A gap is a loss, except before the first message of a sender we hear of: what it said to
+        our predecessor was not lost.
+        """
+        now = (received.incarnation, received.envelope.seq)
+        before = self._heard.get(received.sender)
+        if before is not None:
+            expected = before[1] + 1 if before[0] == now[0] else 0
+            self.totals.telemetry_lost += max(0, now[1] - expected)
+        self._heard[received.sender] = now
 
     def _take_report(self, sender: str, report: RolloutReport) -> None:
         good = sum(reward > 0 for reward in report.rewards)
