@@ -151,6 +151,9 @@ class Membership:
                 self.node.send("telemetry", m.LogRecord(record=record), step=self._work.step)
             elif self._records_go == "remote":
                 self.node.send("remote", m.WorkerLog(records=(record,)))
+                if record["level"] in {"warning", "error", "critical"}:
+                    # For the person on this host, who does not see the run's log.
+                    sys.stderr.write(f"{record['event']}: {record.get('why', '')}\n")
         except Unsendable as error:  # a bug in logs.plain_record: say so where it can be seen
             sys.stderr.write(f"log record lost: {error}\n")
 
