@@ -166,6 +166,40 @@ def test_repeated_deaths_are_answered_ever_more_slowly(world: World):
     assert waits == [0.0, 0.05, 0.1]
 
 
+def test_a_restart_waits_for_its_turn(world: World):
+    world.up()
+    world.die("trainer/0")
+    world.beat("trainer/0")
+    assert of(Fork, world.die("trainer/0")) == []
+    world.clock.advance(0.04)
+    assert of(Fork, world.tell(Tick())) == []
+    world.clock.advance(0.02)
+    assert of(Fork, world.tell(Tick())) == [Fork("trainer/0", 3)]
+
+
+def test_a_zombie_does_not_speak_for_its_successor(world: World):
+    world.up()
+    world.die("trainer/0")
+    world.beat("trainer/0")
+    for _ in range(24):
+        world.clock.advance(0.25)
+        world.tell(Tick(), Heard("trainer/0", 1))
+        for name in list(world.alive):
+            if name != "trainer/0":
+                world.beat(name)
+    assert of(Kill, world.told)[0].why.startswith("silent for 5.")
+
+
+def test_answers_that_come_late_or_twice_change_nothing(world: World):
+    world.up()
+    incarnation, who = world.alive["trainer/0"]
+    assert world.tell(Forked("trainer/0", incarnation, who)) == []
+    assert world.tell(NotForked("trainer/0", incarnation, "it was asked twice")) == []
+    world.die("trainer/0")
+    assert world.tell(NotForked("trainer/0", incarnation, "of a past life")) == []
+    assert world.decider.actors["trainer/0"].incarnation == incarnation + 1
+
+
 def test_too_many_deaths_end_the_run_with_the_reason(world: World):
     world.up()
     for _ in range(4):
