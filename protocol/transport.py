@@ -384,7 +384,6 @@ class Node:
         self._pollers.clear()
         if self._zap is not None:
             self._zap.close()
-            self._zap = None
         self._context.term()
         self._waker.close()
 

