@@ -155,10 +155,13 @@ class Gate:
         return taken
 
     def _count_gap(self, at: str, decoded: Decoded) -> None:
-        """Telemetry may be lost, but not unnoticed: gaps in a sender's seq are counted."""
+        """Telemetry may be lost, but not unnoticed: gaps in a sender's seq are counted.
+
+        From the first one heard: what came before it may have reached an earlier life of ours.
+        """
         envelope = decoded.envelope
         key = (at, envelope.sender, envelope.incarnation)
-        missing = envelope.seq - self._heard_seq.get(key, -1) - 1
+        missing = envelope.seq - self._heard_seq.get(key, envelope.seq - 1) - 1
         if missing > 0:
             self.counts["telemetry_gaps"] += missing
         _remember(self._heard_seq, key, envelope.seq)

@@ -145,9 +145,9 @@ def test_with_keys_the_role_and_the_label_come_from_the_key():
 def test_lost_telemetry_is_counted_by_the_gaps_it_leaves():
     gate = Gate()
     record = m.LogRecord(record={})
-    for seq in (0, 1, 4, 5):
-        let_in(gate, "telemetry", record, "loader", route=None, seq=seq)
-    let_in(gate, "telemetry", record, "trainer/0", route=None, seq=1)
+    for sender, seqs in (("loader", (0, 1, 4, 5)), ("trainer/0", (700, 702))):
+        for seq in seqs:
+            let_in(gate, "telemetry", record, sender, route=None, seq=seq)
     assert gate.counts["telemetry_gaps"] == 2 + 1
 
 
