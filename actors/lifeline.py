@@ -80,6 +80,8 @@ class Lifeline:
 
     def __init__(self, name: str, incarnation: int, spec: SupervisionSpec, now: float) -> None:
         self.stopping: Stop | None = None
+        # Why this actor told itself to stop: nobody has answered, or a later life has its name.
+        self.forsaken: Literal["", "orphaned", "replaced"] = ""
         self._name = name
         self._incarnation = incarnation
         self._spec = spec
@@ -150,7 +152,7 @@ class Lifeline:
             self._beat_at = now + self._spec.heartbeat_s
         silent_s = now - self._heard_at
         if silent_s > self._spec.orphan_grace_s and self._forsaken_at is None:
-            self._forsaken_at = now
+            self._forsaken_at, self.forsaken = now, "orphaned"
             todo += self._stop(f"no supervisor has answered for {silent_s:.1f} s")
         if self._forsaken_at is not None and now > self._forsaken_at + self._spec.stop_s:
             todo.append(LeaveNow(self.stopping.reason if self.stopping else "no supervisor"))
@@ -159,7 +161,7 @@ class Lifeline:
     def _replaced(self, newest: int, now: float) -> list[Instruction]:
         if newest <= self._incarnation or self._forsaken_at is not None:
             return []
-        self._forsaken_at = now
+        self._forsaken_at, self.forsaken = now, "replaced"
         return self._stop(f"replaced: incarnation {newest} of {self._name} lives")
 
     def _stop(self, reason: str) -> list[Instruction]:

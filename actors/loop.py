@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from actors.lifeline import Work
 from actors.logs import Record, make_logger
@@ -173,6 +173,11 @@ class Mailbox:
         return self._member.stopping
 
     @property
+    def forsaken(self) -> Literal["", "orphaned", "replaced"]:
+        """Why this actor told itself to stop, if it did: without a supervisor, or succeeded."""
+        return self._member.forsaken
+
+    @property
     def step(self) -> int:
         """What messages, log records and beats say the actor works on."""
         return self._work.step
@@ -240,7 +245,7 @@ class Mailbox:
                 self._inbox.extend(told)
                 self._inbox_bytes += sum(frame.nbytes for item in told for frame in item.frames)
                 self._changed.notify_all()
-        for text, times in self._node.take_notices():
+        for text, times in self._member.notices():
             self.log.warning("input dropped", why=text, times=times)
         self._send_records()
         self._send_queued()

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from actors import lifeline, process
 from actors.lifeline import Lifeline, Work
@@ -42,6 +43,8 @@ USEFUL = frozenset(
     )
 )
 
+# Dropped input is logged this often at most, however much of it there is.
+NOTICES_S = 1.0
 # What a process that nobody wants any more exits with (EX_TEMPFAIL: somebody may start another).
 EXIT_FORSAKEN = 75
 
@@ -77,6 +80,7 @@ class Membership:
         self._lifeline: Lifeline | None = None
         self._records_go = "telemetry" if "telemetry" in connect else "remote" if remote else ""
         self._unsaid = set(USEFUL)
+        self._noticed_at = -NOTICES_S
         self._me = process.myself()
         self._host = socket.gethostname()
         if not faulthandler.is_enabled():
@@ -96,6 +100,11 @@ class Membership:
         except BaseException:
             self.node.close(0)
             raise
+
+    @property
+    def forsaken(self) -> Literal["", "orphaned", "replaced"]:
+        """Why this actor told itself to stop, if it did."""
+        return "" if self._lifeline is None else self._lifeline.forsaken
 
     def hear(self, received: list[Received]) -> list[Received]:
         """Act on what the supervisor says; returns what the actor itself should see."""
@@ -138,6 +147,16 @@ class Membership:
             return False
         self._unsaid.remove(kind)
         return True
+
+    def notices(self) -> list[tuple[str, int]]:
+        """Why input was dropped lately, in words, each with its count; due once in a while."""
+        now = self._clock.now()
+        if now - self._noticed_at < NOTICES_S:
+            return []
+        found = self.node.take_notices()
+        if found:
+            self._noticed_at = now
+        return found
 
     def say_goodbye(self, failed: str) -> None:
         """Leave on purpose."""
