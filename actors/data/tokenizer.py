@@ -34,8 +34,9 @@ _KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]", "<|en
 _KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]")
 
 # An Encoding costs about 450 bytes a token. Pieces are cut where the byte-level pre-tokenizer cuts
-# anyway (between text and white space), so the tokens are the same and memory stays flat.
-_PIECE_CHARS = 16 * 1024
+# anyway (between text and white space), so the tokens are the same, memory stays flat, and small
+# pieces stay in the cache: 3.9 MB/s in pieces of 4 kB, 3.4 MB/s whole.
+_PIECE_CHARS = 4 * 1024
 _SEAM = re.compile(r"(?<=\S)(?=\s)")
 
 
@@ -60,8 +61,9 @@ class Encoder:
         """Tokens of a whole document, <bos> first and <eos> last."""
         parts = [np.array([self.bos], np.int32)]
         for piece in pieces(text) if self._in_pieces else (text,):
-            ids = self._tokenizer.encode(piece, add_special_tokens=False).ids
-            parts.append(np.array(ids, np.int32))
+            # "Fast" leaves out offsets, which nobody asks for; `encode` has no such variant.
+            (encoding,) = self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+            parts.append(np.array(encoding.ids, np.int32))
         return np.concatenate([*parts, np.array([self.eos], np.int32)])
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -72,6 +71,7 @@ class Graph:
         self.recorder.bind("telemetry", endpoint(self.sockets, "telemetry"))
         self.peers: dict[str, Node] = {}
         self.gauges: dict[str, dict[str, float]] = {}
+        self.rss_bytes: dict[str, int] = {}
         self.records: list[dict[str, Any]] = []
         self.goodbyes: dict[str, str] = {}
 
@@ -138,8 +138,9 @@ class Graph:
         """Play the supervisor and the recorder for a moment."""
         for received in self.supervisor.poll(timeout_s):
             match received.message:
-                case m.Beat(gauges=gauges):
+                case m.Beat(gauges=gauges, rss_bytes=rss_bytes):
                     self.gauges[received.sender] = gauges
+                    self.rss_bytes[received.sender] = rss_bytes
                     welcome = m.Welcome(peers=dict(self.lives))
                     self.supervisor.send("control", welcome, to=received.sender)
                 case m.Goodbye(failed=failed):
@@ -209,12 +210,6 @@ class Graph:
         """What the ledger says."""
         with contextlib.closing(sqlite3.connect(self.run.ledger)) as db:
             return db.execute(query).fetchall()
-
-    def rss_bytes(self, name: str) -> int:
-        """Resident memory of an actor."""
-        pid = self.processes[name].pid
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
 
     def close(self) -> None:
         """End everything that was started, and only that."""
