@@ -234,7 +234,7 @@ class AsyncMailbox:
         if self._closed:
             return
         self._deliver(self._member.hear(self._node.drain(self._only)))
-        for text, times in self._node.take_notices():
+        for text, times in self._member.notices():
             self.log.warning("input dropped", why=text, times=times)
         if len(self._inbox) > MAX_INBOX and self._only is None:
             self._watch(("control",))

@@ -25,8 +25,8 @@ V = TypeVar("V")
 # Names remembered per channel. Command lines come and go under new names; the least recently
 # heard are forgotten. A run has hundreds of actors.
 MAX_NAMES = 4096
-# Different notices kept between two readings; more are only counted.
-MAX_NOTICES = 50
+# Different notices kept between two readings; more are only counted. Peers choose their words.
+MAX_NOTICES, MAX_NOTICE_CHARS = 50, 400
 
 
 class Gate:
@@ -145,6 +145,7 @@ class Gate:
 
     def note(self, text: str) -> None:
         """Keep a notice for the log; repetitions are counted, not stored."""
+        text = text[:MAX_NOTICE_CHARS]
         if text in self._notices or len(self._notices) < MAX_NOTICES:
             self._notices[text] += 1
 

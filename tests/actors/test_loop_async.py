@@ -19,7 +19,9 @@ from actors.topology import SupervisionSpec
 from protocol import messages as m
 from protocol.channels import endpoint, role_of
 from protocol.clock import Deadline, MonotonicClock
-from protocol.transport import Node, Received, Sent
+from protocol.errors import Refused
+from protocol.keys import Admission, ClientCurve, ServerCurve
+from protocol.transport import Node, Received, Sent, new_keypair
 
 CLOCK = MonotonicClock()
 # No timer comes to the rescue of a missed wake-up within a test's patience.
@@ -251,6 +253,37 @@ def test_a_channel_can_be_opened_later(sockets: Path):
             assert mailbox.knows("samples", "data_worker/0")
 
     run(main)
+
+
+def test_guests_with_keys_are_let_in_without_any_timer(sockets: Path):
+    """The doorkeeper's own descriptors are watched too."""
+    server, guest = new_keypair(), new_keypair()
+    known = {guest[0]: Admission("data_worker", "attic")}
+    refused: list[str] = []
+
+    def visit(where: str) -> None:
+        for keys in (new_keypair(), guest):
+            with Node("data_worker/attic", "data_worker", 0, CLOCK) as node:
+                node.connect("remote", where, ClientCurve(*keys, server[0]))
+                try:
+                    node.handshake("remote", 5.0)
+                except Refused as error:
+                    refused.append(str(error))
+                else:
+                    node.send("remote", ASK)
+
+    async def main() -> None:
+        with AsyncMailbox(seat(sockets), supervision=STILL, signals=False) as mailbox:
+            curve = ServerCurve(*server, known.get)
+            where = mailbox.bind("remote", "tcp://127.0.0.1:0", curve)
+            visiting = asyncio.create_task(asyncio.to_thread(visit, where))
+            (received,) = await mailbox.receive(10.0)
+            assert received.message == ASK
+            await visiting
+
+    run(main)
+    assert len(refused) == 1
+    assert "never invited" in refused[0]
 
 
 def test_a_full_inbox_leaves_the_rest_to_zeromq(

@@ -5,7 +5,7 @@ import pytest
 from protocol import messages as m
 from protocol.channels import ACTORS, CHANNELS, ROLES, address, channel, endpoint, role_of
 from protocol.codec import KINDS, encode
-from protocol.gate import MAX_NAMES, MAX_NOTICES, Gate
+from protocol.gate import MAX_NAMES, MAX_NOTICE_CHARS, MAX_NOTICES, Gate
 from protocol.keys import Admission
 from protocol.messages import WIRE_VERSION, Envelope, Message
 from protocol.parcels import Received
@@ -170,6 +170,8 @@ def test_notices_are_bounded_and_repetitions_counted():
     assert taken[0] == ("again", 3)
     assert len(taken) == MAX_NOTICES
     assert gate.take_notices() == []
+    gate.note("x" * 1_000_000)
+    assert len(gate.take_notices()[0][0]) == MAX_NOTICE_CHARS
 
 
 def test_names_that_come_and_go_do_not_fill_the_memory():
