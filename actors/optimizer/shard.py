@@ -176,6 +176,11 @@ class Shard:
             self._parts[message.version, shard] = message
         self._perform(self.rounds.part(message.version, shard))
 
+    def weights_digest(self) -> str:
+        """Shard 0: digest of all weights after the last committed step."""
+        digests = [record["weights_digest"] for record in self.state.records(0)]
+        return digests[-1] if digests else ""
+
     # --- acting ----------------------------------------------------------------------------------
 
     def _perform(self, todo: Iterable[Instruction]) -> None:

@@ -1,0 +1,95 @@
+"""The process of one trainer: a mailbox around `Trainer`, and the device it computes on.
+
+Everything it needs comes from others, so it neither saves nor restores anything. Told to stop, it
+leaves: a stop is only looked at between two steps, when either all gradients of a step have been
+sent or none.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from actors.gradient_slots import GradientSlots
+from actors.loop import Mailbox
+from actors.parameters import parameters
+from actors.seat import Seat
+from actors.trainer.trainer import Trainer
+from protocol import segments
+from protocol.clock import MonotonicClock
+from protocol.errors import SegmentError
+from protocol.messages import Stop
+from protocol.segments import Segment, segment_name
+from protocol.tensors import Attached
+
+# How often rules that depend on time are looked at while nothing comes.
+TICK_S = 0.05
+
+
+def main(seat: Seat) -> int:
+    """Live as `seat` says until told to stop; the exit code."""
+    _prepare_torch(seat)
+    topology = seat.topology()
+    shards = [f"exchange/{k}" for k in range(topology.actors.optimizer_shards)]
+    connect = ("control", "telemetry", "batches", *shards)
+    gradients = segment_name(seat.run_id, seat.name, "gradients")
+    with Mailbox(seat, connect) as mailbox, Attached(f"trireme-{seat.run_id}-") as attached:
+        segment = _segment(gradients, mailbox)
+        trainer = Trainer(
+            topology,
+            seat.index,
+            mailbox,
+            MonotonicClock(),
+            slots=None if segment is None else GradientSlots(segment, parameters(topology.model)),
+            attached=attached,
+            device=seat.device,
+            progress=mailbox.progress,
+        )
+        while mailbox.stopping is None:
+            _turn(trainer, mailbox)
+        mailbox.log.info("trainer leaves", reason=mailbox.stopping.reason)
+        if mailbox.forsaken == "orphaned":
+            segments.unlink(gradients)
+        if segment is not None:
+            segment.close()
+    return 0
+
+
+def _turn(trainer: Trainer, mailbox: Mailbox) -> None:
+    """Hear what has come, then compute if everything is there."""
+    ready = trainer.may_compute
+    if not ready:
+        mailbox.progress(trainer.rounds.waiting_for())
+    for item in mailbox.receive(0.0 if ready else TICK_S):
+        if not isinstance(item.message, Stop):
+            trainer.hear(item.sender, item.message, item.frames)
+    mailbox.step = max(trainer.rounds.step, 0)
+    trainer.tick()
+    if trainer.may_compute and mailbox.stopping is None:
+        mailbox.progress()
+        trainer.compute()
+    mailbox.gauge("step", trainer.rounds.version)
+    mailbox.gauge("repairs", trainer.repairs)
+    mailbox.gauge("malformed_bodies", trainer.malformed)
+
+
+def _segment(name: str, mailbox: Mailbox) -> Segment | None:
+    """This trainer's gradient slots; without them gradients travel as frames."""
+    try:
+        return segments.attach(name)
+    except SegmentError as error:
+        mailbox.log.warning("gradients travel as frames", why=str(error))
+        return None
+
+
+def _prepare_torch(seat: Seat) -> None:
+    """The same bits every time, from as many threads as the seat has."""
+    torch.set_num_threads(seat.threads)
+    if seat.device != "cpu":
+        # Read when cuBLAS starts, which is later than this.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(seat.device)
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory is for finding bugs; nothing here reads what it has not written.
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False
