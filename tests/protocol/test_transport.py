@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -235,8 +236,8 @@ def test_garbage_is_counted_and_the_next_message_comes_through(
     sockets: Path, pair: tuple[Node, Node], parts: list[bytes]
 ):
     supervisor, trainer = pair
-    context, socket = stranger(endpoint(sockets, "control"), b"trainer/7#0")
-    socket.send_multipart(parts)
+    context, dealer = stranger(endpoint(sockets, "control"), b"trainer/7#0")
+    dealer.send_multipart(parts)
     until(lambda: supervisor.counters().get("malformed") == 1, supervisor)
     ((story, times),) = supervisor.take_notices()
     assert (story.startswith("control: "), times) == (True, 1)
@@ -249,18 +250,43 @@ def test_an_oversized_part_costs_only_its_sender_the_connection(
     sockets: Path, pair: tuple[Node, Node]
 ):
     supervisor, trainer = pair
-    context, socket = stranger(endpoint(sockets, "control"), b"trainer/7#0")
-    socket.send_multipart([parts_of("Hello")[0], bytes((8 << 20) + 1)])
+    context, dealer = stranger(endpoint(sockets, "control"), b"trainer/7#0")
+    dealer.send_multipart([parts_of("Hello")[0], bytes((8 << 20) + 1)])
     trainer.send("control", BYE)
     assert [r.sender for r in hear(supervisor)] == ["trainer/0"]
     assert supervisor.poll(0.1) == []
     context.destroy(0)
 
 
+def test_bytes_that_are_not_even_zeromq_harm_nobody(sockets: Path, pair: tuple[Node, Node]):
+    supervisor, trainer = pair
+    for garbage in (b"", b"\xff" * 5000, b"GET / HTTP/1.1\r\n\r\n"):
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.connect(str(sockets / "control"))
+            raw.sendall(garbage)
+            trainer.send("control", BYE)
+            assert [r.sender for r in hear(supervisor)] == ["trainer/0"]
+
+
+def test_garbage_among_telemetry_is_counted(sockets: Path, node: Make):
+    recorder = node("recorder")
+    recorder.bind("telemetry", endpoint(sockets, "telemetry"))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    push = context.socket(zmq.PUSH)
+    push.connect(endpoint(sockets, "telemetry"))
+    push.send_multipart([b"nonsense"])
+    push.send_multipart(parts_of("Stop"))
+    push.send_multipart(parts_of("LogRecord"))
+    assert [type(r.message) for r in hear(recorder)] == [m.LogRecord]
+    counters = recorder.counters()
+    assert (counters["malformed"], counters["forbidden"]) == (1, 1)
+    context.destroy(0)
+
+
 def test_a_peer_without_a_proper_address_is_not_heard(sockets: Path, pair: tuple[Node, Node]):
     supervisor, _ = pair
-    context, socket = stranger(endpoint(sockets, "control"), b"somebody")
-    socket.send_multipart(parts_of("Hello"))
+    context, dealer = stranger(endpoint(sockets, "control"), b"somebody")
+    dealer.send_multipart(parts_of("Hello"))
     until(lambda: supervisor.counters().get("forbidden") == 1, supervisor)
     context.destroy(0)
 
