@@ -57,8 +57,8 @@ from protocol.messages import Beat, PeerDown, PeerUp
 EXIT_TAKEN = 75
 EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
 
-# How often deadlines and waits are looked at: a fifth of the shortest back-off.
-_TICK_S = 0.02
+# How often deadlines and waits are looked at: as often as the shortest back-off asks for.
+_TICK_S = 0.05
 # How often the lock file is touched; the launcher waits for silence_s of the topology.
 _PULSE_S = 0.25
 # A forkserver that lives says who its children are at once.
@@ -164,6 +164,7 @@ class Supervisor:
             self.handle(Resumed(own.end, own.reason))  # our predecessor was ending the run
         if self._signals:
             self.handle(StopWanted("interrupted", at_once=self._signals > 1))
+        self._save()
         self.handle(Tick())
 
     async def _warm_up(self, known: dict[str, Identity]) -> None:
