@@ -221,18 +221,15 @@ def published_parameters(
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        text = path.read_text(encoding="utf-8")
-        body, _, signature = text.rstrip("\n").rpartition("\n")
-        if hashlib.sha256(body.encode()).hexdigest() != signature:
-            raise CheckpointError(
-                f"{path} is damaged: its last line is not the SHA-256 of the rest"
-            )
-        raw = json.loads(body)
+        raw: dict[str, Any] = json.loads(path.read_bytes())
+        signature = raw.pop("sha256", "")
         if raw.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path} has format {raw.get('format')!r}; this version reads format {FORMAT}: "
                 "use the version of Trireme that wrote it"
             )
+        if signature != _signature(raw):
+            raise CheckpointError(f"{path} is damaged: its sha256 is not that of the rest")
         return msgspec.convert(raw, Manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
