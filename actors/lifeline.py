@@ -60,7 +60,7 @@ class Work:
     waiting_since: float = 0.0
     begun: bool = False
     step: int = 0
-    gauges: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict[str, float])
 
     def note(self, waiting_for: str, now: float) -> None:
         """One more unit of progress, and what is waited for from now on ("": nothing)."""

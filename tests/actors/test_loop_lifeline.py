@@ -57,6 +57,7 @@ def test_without_a_supervisor_an_actor_stops_and_is_ended_if_it_does_not(line: L
     assert isinstance(told[1][1], LeaveNow)
     assert told[1][0] == pytest.approx(15.2)
     assert line.state(begun=True) == "stopping"
+    assert line.forsaken == "orphaned"
 
 
 def test_an_actor_that_was_itself_suspended_has_not_been_forsaken(line: Lifeline):
@@ -107,6 +108,7 @@ def test_an_actor_that_has_been_replaced_leaves(line: Lifeline, news: PeerUp | W
     todo, _ = line.hear(news, 0, 1.0)
     stops = [one for one in todo if isinstance(one, TellStop)]
     assert [one.stop.reason for one in stops] == ["replaced: incarnation 2 of trainer/0 lives"]
+    assert line.forsaken == "replaced"
     line.hear(news, 0, 2.0)
     assert any(isinstance(one, LeaveNow) for _, one in run(line, 7.0, 1.0))
 
