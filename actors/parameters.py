@@ -25,12 +25,14 @@ class Parameter:
 
     `kind` says how it travels: "ternary" as 2-bit codes and a scale, "dense" as float32.
     `group` says who optimises it: "matrices" are the hidden ones (Muon), "dense" all else (AdamW).
+    `decays` is false where weight decay would pull towards something that is not neutral.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
     group: Group
+    decays: bool = True
 
     @property
     def numel(self) -> int:
@@ -50,7 +52,9 @@ def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
     C, V = model.dim, model.vocab_size
     dense = [_dense("embedding.weight", V, C)]
     for layer in range(model.layers):
-        dense += _layer(model, f"layers.{layer}")
+        dense += _layer(model, f"layers.{layer}", model.streams)
+    if model.streams > 1:
+        dense += _streams("streams_head", model.streams, model.streams * C, 1)
     dense += [
         _dense("norm.weight", C),
         _dense("exit_gate.weight", 1, C),
@@ -61,14 +65,20 @@ def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
     return tuple(dense)
 
 
-def _layer(model: ModelSpec, name: str) -> list[Parameter]:
+def _layer(model: ModelSpec, name: str, streams: int) -> list[Parameter]:
     C, F = model.dim, ffn_dim(model)
     kind: Kind = "ternary" if model.ternary else "dense"
 
     def matrix(leaf: str, rows: int, columns: int) -> Parameter:
         return Parameter(f"{name}.{leaf}.weight", (rows, columns), kind, "matrices")
 
+    def connection(leaf: str) -> list[Parameter]:
+        if streams == 1:
+            return []
+        return _streams(f"{name}.{leaf}", stream_logits(model), streams * C, 3)
+
     return [
+        *connection("attention_streams"),
         _dense(f"{name}.attention_norm_in.weight", C),
         matrix("attention.q", C, C),
         matrix("attention.k", C, C),
@@ -76,12 +86,28 @@ def _layer(model: ModelSpec, name: str) -> list[Parameter]:
         _dense(f"{name}.attention.sub_norm.weight", C),
         matrix("attention.o", C, C),
         _dense(f"{name}.attention_norm_out.weight", C),
+        *connection("ffn_streams"),
         _dense(f"{name}.ffn_norm_in.weight", C),
         matrix("ffn.gate", F, C),
         matrix("ffn.up", F, C),
         _dense(f"{name}.ffn.sub_norm.weight", F),
         matrix("ffn.down", C, F),
         _dense(f"{name}.ffn_norm_out.weight", C),
+    ]
+
+
+def stream_logits(model: ModelSpec) -> int:
+    """Logits per token of one sublayer's maps between residual streams (mHC)."""
+    n = model.streams
+    return 2 * n + (n * n if model.stream_mixing == "sinkhorn" else math.factorial(n))
+
+
+def _streams(name: str, logits: int, inputs: int, alphas: int) -> list[Parameter]:
+    """A neutral b or alpha is not zero, so nothing may pull them there (mHC, section 3)."""
+    return [
+        _dense(f"{name}.phi", logits, inputs),
+        Parameter(f"{name}.b", (logits,), "dense", "dense", decays=False),
+        Parameter(f"{name}.alpha", (alphas,), "dense", "dense", decays=False),
     ]
 
 

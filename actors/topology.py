@@ -83,6 +83,8 @@ class ModelSpec(Table, frozen=True):
     tie_embedding: bool = True
     ternary: bool = True  # False: full-precision linear layers, for comparison
     activation_checkpointing: bool = False
+    streams: Annotated[int, Meta(ge=1, le=8)] = 1  # residual streams (mHC); 1: a plain residual
+    stream_mixing: Literal["sinkhorn", "permutation"] = "sinkhorn"
 
 
 class Source(Table, frozen=True):

@@ -5,6 +5,7 @@ except `check_paths`, which asks the file system and is therefore separate.
 """
 
 import glob
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ Rule = tuple[str, str]  # key path, what is wrong and what would be accepted
 _TENSORS_PER_LAYER = 13
 # Embedding, final norm, exit gate's weight and bias.
 _TENSORS_OUTSIDE = 4
+# phi, b and alpha of what joins residual streams: twice in a layer, once at the end.
+_TENSORS_PER_CONNECTION = 3
+# n! weights per token and sublayer: 24 for four streams, 120 for five.
+_MOST_PERMUTED_STREAMS = 4
 
 
 def broken_rules(topology: "Topology") -> list[Rule]:
@@ -44,7 +49,9 @@ def broken_rules(topology: "Topology") -> list[Rule]:
 
 def tensor_count(model: "ModelSpec") -> int:
     """How many parameter tensors the model has: the most optimizer shards that have work."""
-    return model.layers * _TENSORS_PER_LAYER + _TENSORS_OUTSIDE + (not model.tie_embedding)
+    plain = model.layers * _TENSORS_PER_LAYER + _TENSORS_OUTSIDE + (not model.tie_embedding)
+    connections = 2 * model.layers + 1 if model.streams > 1 else 0
+    return plain + _TENSORS_PER_CONNECTION * connections
 
 
 def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
@@ -69,6 +76,13 @@ def _model(model: "ModelSpec", path: str) -> Iterator[Rule]:
             f"{path}.heads",
             f"dim / heads is {model.dim // model.heads}, but rotary embedding turns pairs of "
             "channels; accepted: an even dim / heads",
+        )
+    if model.stream_mixing == "permutation" and model.streams > _MOST_PERMUTED_STREAMS:
+        yield (
+            f"{path}.streams",
+            f"{model.streams} streams have {math.factorial(model.streams)} permutations, each with "
+            f"a weight per token and sublayer; accepted: 1 to {_MOST_PERMUTED_STREAMS}, or "
+            'stream_mixing = "sinkhorn"',
         )
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from actors.parameters import Parameter, parameters, partition
 from actors.published import TensorSpec, published_tensors
 from actors.topology import OptimizerGroup, OptimizerSpec, Topology
@@ -95,7 +97,8 @@ KINDS: dict[str, Callable[[OptimizerGroup, Parameter], tuple[TensorSpec, ...]]] 
 
 def group_of(optimizer: OptimizerSpec, parameter: Parameter) -> OptimizerGroup:
     """The optimizer settings of `parameter`."""
-    return optimizer.matrices if parameter.group == "matrices" else optimizer.dense
+    group = optimizer.matrices if parameter.group == "matrices" else optimizer.dense
+    return group if parameter.decays else msgspec.structs.replace(group, weight_decay=0.0)
 
 
 def state_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> tuple[TensorSpec, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from kernels.model.hyper_connections import MOST_PERMUTED_STREAMS, MOST_STREAMS, Mixing
+
 # Widths of feed-forward layers are multiples of this: matrix units like it.
 FFN_MULTIPLE = 64
 
@@ -25,6 +27,8 @@ class ModelConfig:
     tie_embedding: bool = True
     ternary: bool = True  # False: full-precision linear layers, for comparison
     activation_checkpointing: bool = False
+    streams: int = 1  # residual streams (mHC); 1: a plain residual
+    stream_mixing: Mixing = "sinkhorn"
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "loops", "vocab_size", "seq_len"):
@@ -34,6 +38,12 @@ class ModelConfig:
             raise ValueError(
                 f"model.dim = {self.dim} cannot be split into {self.heads} heads of even width "
                 "(rotary embedding turns pairs): make it a multiple of twice model.heads"
+            )
+        most = MOST_STREAMS if self.stream_mixing == "sinkhorn" else MOST_PERMUTED_STREAMS
+        if not 1 <= self.streams <= most:
+            raise ValueError(
+                f'model.streams = {self.streams} with stream_mixing = "{self.stream_mixing}": '
+                f"accepted are 1 (a plain residual) to {most}"
             )
 
     @classmethod

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.model import hyper_connections
+
 
 def stream(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator that is a pure function of `seed` and `names`."""
@@ -19,7 +21,13 @@ def stream(seed: int, *names: str | int) -> torch.Generator:
 
 
 def init_parameter(name: str, shape: Sequence[int], seed: int, std: float) -> Tensor:
-    """Float32 values of parameter `name`: normal for matrices, ones for norms, zeros for biases."""
+    """Float32 values of parameter `name`: normal for matrices, ones for norms, zeros for biases.
+
+    Hyper-connections begin as `hyper_connections.initial` says.
+    """
+    special = hyper_connections.initial(name, shape, stream(seed, name))
+    if special is not None:
+        return special
     if name.endswith(".bias"):
         return torch.zeros(tuple(shape))
     if len(shape) < 2:  # the gain of a norm

@@ -5,6 +5,7 @@ the feed-forward layer, L cached positions.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.model.config import ModelConfig
+from kernels.model.hyper_connections import HyperConnection
 from kernels.precision.ternary import Ternary, carrier, quantise, ternary_project
 
 Mode = Literal["master", "codes"]
@@ -150,6 +152,15 @@ class Memory(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer is told besides its input."""
+
+    cos: Tensor  # (S, 1, D) or (B, S, 1, D), of the positions; see `rotary_tables`
+    sin: Tensor
+    memory: Memory | None = None  # None: only the positions given, causally
+
+
 class Attention(nn.Module):
     """Causal multi-head attention; SubLN before the output map (BitNet 2B4T)."""
 
@@ -163,17 +174,17 @@ class Attention(nn.Module):
         self.sub_norm = RmsNorm(C, config.norm_eps)
         self.o = linear(config, C, C, mode)
 
-    def forward(self, x_BSC: Tensor, cos: Tensor, sin: Tensor, memory: Memory | None) -> Tensor:
+    def forward(self, x_BSC: Tensor, call: Call) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
         B, S, C = x_BSC.shape
         q, k, v = project(x_BSC, (self.q, self.k, self.v))
         heads = (B, S, self.heads, C // self.heads)
-        q_BHSD = rotate(q.view(heads), cos, sin).transpose(1, 2)
-        k_BHSD = rotate(k.view(heads), cos, sin).transpose(1, 2)
+        q_BHSD = rotate(q.view(heads), call.cos, call.sin).transpose(1, 2)
+        k_BHSD = rotate(k.view(heads), call.cos, call.sin).transpose(1, 2)
         v_BHSD = v.view(heads).transpose(1, 2)
         mask: Tensor | None = None
-        if memory is not None:
-            k_BHSD, v_BHSD, mask = memory.extend(k_BHSD, v_BHSD)
+        if call.memory is not None:
+            k_BHSD, v_BHSD, mask = call.memory.extend(k_BHSD, v_BHSD)
         # Without a mask: as many keys as queries are causal, a single query may see every key.
         causal = mask is None and S > 1
         y = functional.scaled_dot_product_attention(
@@ -219,22 +230,41 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each between two norms (sandwich; Ouro, section 1a)."""
+    """Attention and feed-forward, each between two norms (sandwich; Ouro, section 1a).
 
-    def __init__(self, config: ModelConfig, mode: Mode) -> None:
+    With `streams` above 1 what passes by is that many residual streams, see `hyper_connections`.
+    """
+
+    def __init__(self, config: ModelConfig, mode: Mode, *, streams: int = 1) -> None:
         super().__init__()
         C, eps = config.dim, config.norm_eps
+
+        def connection() -> HyperConnection | None:
+            if streams == 1:
+                return None
+            return HyperConnection(streams, C, config.stream_mixing)
+
+        self.attention_streams = connection()
         self.attention_norm_in = RmsNorm(C, eps)
         self.attention = Attention(config, mode)
         self.attention_norm_out = RmsNorm(C, eps)
+        self.ffn_streams = connection()
         self.ffn_norm_in = RmsNorm(C, eps)
         self.ffn = FeedForward(config, mode)
         self.ffn_norm_out = RmsNorm(C, eps)
 
-    def forward(
-        self, x_BSC: Tensor, cos: Tensor, sin: Tensor, memory: Memory | None = None
-    ) -> Tensor:
-        """(B, S, C) -> (B, S, C)."""
-        attended = self.attention(self.attention_norm_in(x_BSC), cos, sin, memory)
-        x_BSC = x_BSC + self.attention_norm_out(attended)
-        return x_BSC + self.ffn_norm_out(self.ffn(self.ffn_norm_in(x_BSC)))
+    def forward(self, x: Tensor, call: Call) -> Tensor:
+        """(B, S, C), or with streams (B, S, n, C), to the same."""
+        if self.attention_streams is None or self.ffn_streams is None:
+            x = x + self._attended(x, call)
+            return x + self._fed(x)
+        maps = self.attention_streams(x)
+        x = maps.write(x, self._attended(maps.read(x), call))
+        maps = self.ffn_streams(x)
+        return maps.write(x, self._fed(maps.read(x)))
+
+    def _attended(self, x_BSC: Tensor, call: Call) -> Tensor:
+        return self.attention_norm_out(self.attention(self.attention_norm_in(x_BSC), call))
+
+    def _fed(self, x_BSC: Tensor) -> Tensor:
+        return self.ffn_norm_out(self.ffn(self.ffn_norm_in(x_BSC)))

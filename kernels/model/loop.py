@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from kernels.model.layers import Memory
+from kernels.model.hyper_connections import StreamsHead, spread
+from kernels.model.layers import Call, Memory
 
 # Shapes: T loops, N tokens in any arrangement (or B, S), C width.
 
@@ -29,24 +30,26 @@ def run_loops(
     loops: int,
     checkpointing: bool,
     memory: Callable[[int, int], Memory] | None = None,
+    head: StreamsHead | None = None,
 ) -> list[Tensor]:
     """The states h_1 .. h_T, each (B, S, C).
 
     `checkpointing` keeps only the input of each layer call and recomputes the rest in the backward
     pass; the gradients are the same bits. `memory(loop, layer)` gives cached keys and values.
+    With a `head` every turn of the loop runs on as many streams as the head joins at its end.
     """
     stack = list(layers)
     states: list[Tensor] = []
     for turn in range(loops):
+        x = h_BSC if head is None else spread(h_BSC, head.streams)
         for index, layer in enumerate(stack):
+            call = Call(*rotary, memory(turn, index) if memory else None)
             if checkpointing and torch.is_grad_enabled():
                 # No randomness inside, so there is no generator state worth keeping.
-                h_BSC = checkpoint(
-                    layer, h_BSC, *rotary, use_reentrant=False, preserve_rng_state=False
-                )
+                x = checkpoint(layer, x, call, use_reentrant=False, preserve_rng_state=False)
             else:
-                h_BSC = layer(h_BSC, *rotary, memory(turn, index) if memory else None)
-        h_BSC = norm(h_BSC)
+                x = layer(x, call)
+        h_BSC = norm(x if head is None else head(x))
         states.append(h_BSC)
     return states
 

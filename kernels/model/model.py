@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.model.config import ModelConfig
+from kernels.model.hyper_connections import StreamsHead
 from kernels.model.initialise import init_parameter
 from kernels.model.layers import Layer, Memory, Mode, RmsNorm, TernaryLinear, rotary_tables
 from kernels.model.loop import run_loops
@@ -36,7 +37,10 @@ class LoopLM(nn.Module):
         self.config = config
         C, V = config.dim, config.vocab_size
         self.embedding = _Weight(V, C)
-        self.layers = nn.ModuleList(Layer(config, mode) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            Layer(config, mode, streams=config.streams) for _ in range(config.layers)
+        )
+        self.streams_head = StreamsHead(config.streams, C) if config.streams > 1 else None
         self.norm = RmsNorm(C, config.norm_eps)
         self.exit_gate = nn.Linear(C, 1)
         self.head = None if config.tie_embedding else _Weight(V, C)
@@ -119,6 +123,7 @@ class LoopLM(nn.Module):
             loops=self.config.loops,
             checkpointing=self.config.activation_checkpointing and memory is None,
             memory=memory,
+            head=self.streams_head,
         )
 
     def gates(self, h: Tensor) -> Tensor:

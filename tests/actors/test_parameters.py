@@ -40,6 +40,8 @@ def tiny(**changes: object) -> ModelSpec:
         tiny(ternary=False),
         tiny(ffn_dim=80, layers=1, loops=1),
         tiny(dim=96, heads=3, activation_checkpointing=True),
+        tiny(streams=4),
+        tiny(streams=3, stream_mixing="permutation", tie_embedding=False),
     ],
 )
 def test_names_shapes_and_order_are_the_models_own(spec: ModelSpec, mode: Mode):
@@ -76,6 +78,15 @@ def test_the_three_machines_models_have_the_sizes_they_are_known_by(name: str, b
     path = ROOT / f"deploy/topologies/{name}.toml"
     model = decode(path.read_text(), source=str(path)).model
     assert unique_count(model) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_nothing_pulls_what_streams_begin_with_to_zero():
+    still = [p.name for p in parameters(tiny(streams=2)) if not p.decays]
+    assert len(still) == 2 * (2 * TINY.layers + 1)
+    assert all(
+        name.endswith(("streams.b", "streams.alpha", "head.b", "head.alpha")) for name in still
+    )
+    assert all(p.decays for p in parameters(TINY))
 
 
 def test_applied_counts_every_loop_but_not_the_lookup():

@@ -19,6 +19,10 @@ PARTS = ("warmup", "stable", "decay")
     [
         (["model.heads=5"], "model.heads: 5 heads do not divide dim 1536"),
         (["model.dim=36", "model.heads=12"], "model.heads: dim / heads is 3, but rotary"),
+        (
+            ["model.streams=5", 'model.stream_mixing="permutation"'],
+            "model.streams: 5 streams have 120 permutations",
+        ),
         (["actors.optimizer_shards=300"], "accepted: 1 to 264"),
         (["actors.trainers=3"], "actors.trainers: 3 trainers for hardware.gpus = 2"),
         (["hardware.any=true"], "hardware.any: contradicts hardware.gpus"),
@@ -79,7 +83,9 @@ def test_without_rollouts_nothing_is_held_out():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_most_shards_are_as_many_as_there_are_parameters(name: str, tied: bool):
     model = msgspec.structs.replace(topology.load(name).model, tie_embedding=tied)
-    assert tensor_count(model) == len(parameters(model))
+    for changes in ({}, {"streams": 4}):
+        changed = msgspec.structs.replace(model, **changes)
+        assert tensor_count(changed) == len(parameters(changed))
 
 
 def with_source(source: Source, tokenizer: str = "") -> Topology:
