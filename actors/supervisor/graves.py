@@ -47,7 +47,7 @@ class Graves:
         words = process.words(end.code)
         if out_of_memory:
             return f"{words}, out of memory"
-        said = self._last_words(end.name) if end.code else ""
+        said = self._last_words(end.name) if end.code is not None and end.code > 0 else ""
         return f"{words}: {said}" if said else words
 
     def _last_words(self, name: str) -> str:

@@ -271,6 +271,8 @@ class Supervisor:
                 self.lives.reported(reply)
             case forkserver.Ready():
                 self.log.info("forkserver ready", preload=reply.preload, threads=reply.threads)
+                if self.ready:
+                    self._save()
 
     def born(self, name: str, incarnation: int, who: Identity) -> None:
         """A life has begun, as its forkserver or it itself says. Being told twice is harmless."""
