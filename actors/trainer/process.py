@@ -89,7 +89,9 @@ def _prepare_torch(seat: Seat) -> None:
         # Read when cuBLAS starts, which is later than this.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(seat.device)
-    torch.use_deterministic_algorithms(True)
+    # The same switch as use_deterministic_algorithms, without its import of all of inductor, which
+    # takes seconds in every new trainer.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory is for finding bugs; nothing here reads what it has not written.
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = False
