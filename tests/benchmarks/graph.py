@@ -168,6 +168,14 @@ def tokens_per_s(records: Sequence[Mapping[str, Any]], skip: int) -> float:
 # --- Showing --------------------------------------------------------------------------------------
 
 
+def report(main: Callable[[], None]) -> None:
+    """Run a benchmark; when what it measures does not work, say so and exit with 1."""
+    try:
+        main()
+    except BenchmarkFailed as error:
+        sys.exit(f"benchmark failed: {error}")
+
+
 def arguments(description: str | None, **defaults: int) -> argparse.Namespace:
     """The options of a benchmark: `--json`, and an integer each for `defaults`."""
     parser = argparse.ArgumentParser(description=description)

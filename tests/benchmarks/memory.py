@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors.roles import ROLES
 from actors.supervisor import table
-from tests.benchmarks.graph import Run, arguments, read_lines, running, show
+from tests.benchmarks.graph import Run, arguments, read_lines, report, running, show
 
 BOUND_MB = 60.0
 LOOK_S = 0.5  # reading a process's maps costs some milliseconds of somebody's core
@@ -108,4 +108,4 @@ def row(name: str, rss_mb: float, pss_mb: float) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    report(main)

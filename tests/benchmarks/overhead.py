@@ -18,6 +18,7 @@ from tests.benchmarks.graph import (
     ROOT,
     BenchmarkFailed,
     arguments,
+    report,
     running,
     show,
     spread,
@@ -76,4 +77,4 @@ def graph(steps: int, *overrides: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    report(main)

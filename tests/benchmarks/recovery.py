@@ -23,6 +23,7 @@ from tests.benchmarks.graph import (
     arguments,
     at,
     command,
+    report,
     running,
     show,
     spread,
@@ -139,4 +140,4 @@ def row(name: str, downs: Sequence[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    report(main)

@@ -9,7 +9,7 @@
 import statistics
 from pathlib import Path
 
-from tests.benchmarks.graph import Run, arguments, at, fresh_cache, running, show, spread
+from tests.benchmarks.graph import Run, arguments, at, fresh_cache, report, running, show, spread
 
 BOUNDS_S = {"first": 45.0, "cached": 20.0}
 
@@ -67,4 +67,4 @@ def sorted_timeline(found: dict[str, float]) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    main()
+    report(main)
