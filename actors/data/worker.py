@@ -10,11 +10,12 @@ On another host the same worker reaches the loader over tcp with a key: `serve_r
 import ctypes
 import os
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors.data.stages import STAGES, Options, SampleProblem, State
+from actors.data.stages import STAGES, Options, SampleProblem, Stage, State
 from actors.data.tokenizer import Encoder, TokenizerError, load
 from actors.loop import Mailbox, Remote
 from actors.seat import Seat
@@ -59,9 +60,18 @@ class Worker:
     """One life of one data worker."""
 
     def __init__(
-        self, mailbox: Mailbox, pool: Pool, host: str, *, channel: str, clock: Clock
+        self,
+        mailbox: Mailbox,
+        pool: Pool,
+        host: str,
+        *,
+        channel: str,
+        clock: Clock,
+        stages: Mapping[str, Stage] = STAGES,
+        load_encoder: Callable[[bytes], Encoder] = load,
     ) -> None:
         self._mailbox = mailbox
+        self._stages, self._load_encoder = stages, load_encoder
         self._pool: Pool = pool
         self._host = host
         self._channel = channel
@@ -87,17 +97,21 @@ class Worker:
         """Work until told to stop; the process's exit code."""
         self._mailbox.progress("a plan from the loader")
         while not self._stop:
-            self._speak()
-            if not self._queue:
-                self._mailbox.progress("samples to work on" if self._plan else "the loader's plan")
-                self._hear(self._plan.heartbeat_s if self._plan else JOIN_S)
-            else:
-                self._hear(0.0)
-                if self._queue and not self._stop:
-                    self._mailbox.progress()
-                    self._work(self._queue.popleft())
+            self.turn()
         self._mailbox.send(self._channel, Goodbye(failed=""))
         return 1 if self._failed else 0
+
+    def turn(self) -> None:
+        """Speak if that is due, hear, and work on one sample if there is one."""
+        self._speak()
+        if not self._queue:
+            self._mailbox.progress("samples to work on" if self._plan else "the loader's plan")
+            self._hear(self._plan.heartbeat_s if self._plan else JOIN_S)
+        else:
+            self._hear(0.0)
+            if self._queue and not self._stop:
+                self._mailbox.progress()
+                self._work(self._queue.popleft())
 
     def _fail(self, why: str) -> None:
         """Give up: another life of ours would fare no better."""
@@ -143,7 +157,7 @@ class Worker:
 
     def _follow(self, plan: DataPlan, received: Received) -> None:
         """Take up a plan. One with stages or a tokenizer we do not know is refused, in words."""
-        unknown = [name for name in plan.stages if name not in STAGES]
+        unknown = [name for name in plan.stages if name not in self._stages]
         if unknown or not received.frames:
             self._fail(
                 f"stages {', '.join(unknown)} are not known here" if unknown else "no tokenizer"
@@ -151,7 +165,7 @@ class Worker:
             return
         if self._plan is None or plan.tokenizer_digest != self._plan.tokenizer_digest:
             try:
-                self._encoder = load(bytes(received.frames[0]))
+                self._encoder = self._load_encoder(bytes(received.frames[0]))
             except TokenizerError as error:
                 self._fail(str(error))
                 return
@@ -177,7 +191,7 @@ class Worker:
         for index in range(lease.stage, len(stages)):
             stage_began = self._clock.now()
             try:
-                state = STAGES[stages[index]](state, lease.ref, options)
+                state = self._stages[stages[index]](state, lease.ref, options)
             except SampleProblem as problem:
                 self._refuse(lease, problem)
                 return

@@ -18,7 +18,7 @@ from typing import Protocol
 from actors import checkpoints
 from actors.checkpoints import CLOSING, FORMAT, METRICS, CheckpointError, Manifest
 from actors.optimizer.state import State
-from actors.optimizer.writer import ShardWriter, Written
+from actors.optimizer.writer import Background, ShardWriter, Written, in_thread
 from actors.parameters import parameters
 from actors.published import weights_digest
 from actors.topology import Topology, to_toml
@@ -67,11 +67,12 @@ class Checkpoints:
         directory: Path,
         report: Callable[[CheckpointPart], object],
         log: Log,
+        background: Background = in_thread,
     ) -> None:
         self._topology, self._shard, self._state = topology, shard, state
         self._directory, self._report, self._log = directory, report, log
         self._shards = topology.actors.optimizer_shards
-        self._writer = ShardWriter(state, topology.optimizer)
+        self._writer = ShardWriter(state, topology.optimizer, background)
         self._gathered: dict[int, _Gathered] = {}
         self._closing: _Gathered = _Gathered()
         self._tries, self._retry_at = 0, 0.0

@@ -61,11 +61,16 @@ class Shard:
         segment: Segment | None = None,
         attached: Attached | None = None,
         device: str = "cpu",
+        update: updates.Update = updates.updated,
     ) -> None:
-        """`segment` holds `state`; without it (and `attached`) all tensors travel as frames."""
+        """`segment` holds `state`; without it (and `attached`) all tensors travel as frames.
+
+        `update` is the arithmetic of one parameter's update.
+        """
         self.topology, self.index, self.state = topology, index, state
         self._answers = Answers(state, index, outbox, segment)
         self._clock, self._attached, self._device = clock, attached, device
+        self._update = update
         self._parameters = state.layout.parameters
         self._index_of = {p.name: i for i, p in enumerate(self._parameters)}
         self._ranks = topology.actors.trainers
@@ -211,7 +216,7 @@ class Shard:
         parameter = self._parameters[index]
         given = self._given[name]
         ordered = [given[rank] for rank in range(self._ranks)]
-        new = updates.updated(
+        new = self._update(
             self.topology,
             parameter,
             self.state.kept(index),

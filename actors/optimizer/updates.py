@@ -5,7 +5,7 @@ order, so the bits do not depend on who was faster.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,22 @@ class Contribution(NamedTuple):
 
     tokens: int
     gradient: Array
+
+
+class Update(Protocol):
+    """The shape of `updated`: simulations put sums that can be checked in its place."""
+
+    def __call__(
+        self,
+        topology: Topology,
+        parameter: Parameter,
+        kept: Mapping[str, Array],
+        gradient: Array,
+        step: int,
+        device: str = "cpu",
+    ) -> dict[str, Array]:
+        """See `updated`."""
+        ...
 
 
 def mean_gradient(contributions: Sequence[Contribution]) -> Array:

@@ -8,10 +8,10 @@ of a parameter at most.
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from actors.checkpoints import published_name, tensor_name, write_tensors
 from actors.optimizer.layout import kept_tensors
@@ -30,17 +30,42 @@ class Written:
     failed: str = ""
 
 
+class Running(Protocol):
+    """Work under way: a thread, or its place in a simulation."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end, up to `timeout` seconds."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        ...
+
+
+Background = Callable[[Callable[[], None]], Running]
+
+
+def in_thread(work: Callable[[], None]) -> Running:
+    """Begin `work` on a thread of its own, which does not outlive the process."""
+    thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+    thread.start()
+    return thread
+
+
 class ShardWriter:
     """Writes checkpoints of one shard, one at a time. Methods belong to the computing thread."""
 
-    def __init__(self, state: State, optimizer: OptimizerSpec) -> None:
+    def __init__(
+        self, state: State, optimizer: OptimizerSpec, background: Background = in_thread
+    ) -> None:
         self._state = state
         self._optimizer = optimizer
         self._lock = threading.Lock()
         self._pending: set[int] = set()
         self._copies: dict[int, dict[str, Array]] = {}
         self._versions: list[tuple[int, ...]] = []
-        self._thread: threading.Thread | None = None
+        self._background = background
+        self._thread: Running | None = None
         self._result: Written | None = None
 
     @property
@@ -68,13 +93,7 @@ class ShardWriter:
             self._pending = set(range(len(versions)))
             self._copies = {}
         self._result = None
-        self._thread = threading.Thread(
-            target=self._write,
-            args=(directory, begun, closing, metadata),
-            name="checkpoint",
-            daemon=True,
-        )
-        self._thread.start()
+        self._thread = self._background(lambda: self._write(directory, begun, closing, metadata))
 
     def preserve(self, index: int) -> None:
         """The parameter is about to change: copy what is still to be written of it."""
