@@ -97,8 +97,8 @@ def run_step(
             documents_BT[rows],
             entropy_weight=train.exit_entropy_weight,
         )
-        loss_sum += float(result.ce_sum)
-        objective_sum += float(result.objective_sum)
+        loss_sum += result.ce_sum.item()
+        objective_sum += result.objective_sum.detach().item()
         if start == starts[-1]:
             hooks.armed = True
             on_sums(Sums(counted, loss_sum, objective_sum))

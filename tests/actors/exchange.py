@@ -1,0 +1,223 @@
+"""Trainers and shards in one process, without sockets: a post office of lists.
+
+Messages are encoded and decoded as on the wire. Tests decide what is delivered, when, and who dies.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors import topology as topologies
+from actors.optimizer import updates
+from actors.optimizer.layout import state_layout
+from actors.optimizer.shard import CheckpointKeeper, Shard
+from actors.optimizer.state import State
+from actors.published import Array
+from actors.topology import Topology
+from actors.trainer.trainer import Trainer
+from protocol import codec
+from protocol import messages as m
+from protocol.clock import ManualClock
+from protocol.messages import WIRE_VERSION, Envelope
+from tests.benchmarks.plain_loop import Rows
+
+# Small tensors gain nothing from threads, and threads that wait for one another spin.
+torch.set_num_threads(1)
+
+TINY = (
+    "model.dim=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.loops=2",
+    "model.vocab_size=300",
+    "model.seq_len=16",
+    "train.rows_per_trainer=2",
+    "rollout.max_new_tokens=4",
+    "schedule.warmup=2",
+    "schedule.stable=2",
+    "schedule.decay=2",
+)
+
+
+def tiny(*overrides: str) -> Topology:
+    """`local` with a model that trains in milliseconds."""
+    path = topologies.TOPOLOGIES / "local.toml"
+    return topologies.decode(path.read_text(), source=str(path), overrides=(*TINY, *overrides))
+
+
+class PlainMemory:
+    """Memory that a state can live in, and that outlives it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.bytes = np.zeros(nbytes, np.uint8)
+
+    def array(self, dtype: str, shape: tuple[int, ...], offset: int = 0) -> Array:
+        """A writable view."""
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(self.bytes, dtype, count, offset).reshape(shape)
+
+
+def rows_of(topology: Topology, step: int, rank: int) -> Rows:
+    """The batch of (step, rank): random tokens, two documents in every row."""
+    torch_seed = hash((topology.seed, step, rank)) % 2**31
+    generator = torch.Generator().manual_seed(torch_seed)
+    train, model = topology.train, topology.model
+    shape = (train.rows_per_trainer * train.accumulation, model.seq_len + 1)
+    tokens = torch.randint(0, model.vocab_size, shape, generator=generator)
+    borders = torch.randint(1, model.seq_len, (shape[0], 1), generator=generator)
+    documents = (torch.arange(shape[1])[None, :] >= borders).long()
+    return Rows(tokens, documents, 3 * tokens.numel())
+
+
+@dataclass(slots=True)
+class Letter:
+    """One message as bytes."""
+
+    sender: str
+    to: str
+    parts: list[bytes]
+
+
+@dataclass
+class PostOffice:
+    """All letters under way. `tamper` may change, drop (return []) or repeat a letter."""
+
+    letters: deque[Letter] = field(default_factory=deque[Letter])
+    tamper: Callable[[Letter], list[Letter]] = lambda letter: [letter]
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+    def outbox(self, name: str) -> "PostBox":
+        """Where actor `name` puts what it says."""
+        return PostBox(self, name)
+
+
+class PostBox:
+    """One actor's outbox."""
+
+    def __init__(self, office: PostOffice, name: str) -> None:
+        self._office, self._name = office, name
+
+    def send(
+        self,
+        channel: str,
+        message: m.Message,
+        *,
+        to: str = "",
+        frames: Sequence[Any] = (),
+        step: int = 0,
+    ) -> None:
+        """Encode now, as a socket would."""
+        kind = type(message).__name__
+        envelope = Envelope(WIRE_VERSION, kind, self._name, 1, 0, step)
+        head, body = codec.encode(envelope, message)
+        family, _, index = channel.partition("/")
+        default = f"optimizer_shard/{index}" if family == "exchange" else "loader"
+        letter = Letter(self._name, to or default, [head, body, *map(bytes, frames)])
+        self._office.counts[kind] = self._office.counts.get(kind, 0) + 1
+        self._office.letters.extend(self._office.tamper(letter))
+
+
+class Exchange:
+    """All trainers and shards of a topology."""
+
+    def __init__(self, topology: Topology, office: PostOffice | None = None) -> None:
+        self.topology = topology
+        self.office = office or PostOffice()
+        self.clock = ManualClock()
+        self.keepers: list[CheckpointKeeper | None] = [None] * topology.actors.optimizer_shards
+        self.memories = [
+            PlainMemory(state_layout(topology, k).total_bytes)
+            for k in range(topology.actors.optimizer_shards)
+        ]
+        self.shards = [self.new_shard(k) for k in range(topology.actors.optimizer_shards)]
+        self.trainers = [self.new_trainer(rank) for rank in range(topology.actors.trainers)]
+
+    def new_shard(self, index: int) -> Shard:
+        """A shard process starts on the memory its predecessor left."""
+        state = State(state_layout(self.topology, index), self.memories[index])
+        if state.ready:
+            state.recover()
+        else:
+            updates.fill_fresh(state, self.topology)
+        name = f"optimizer_shard/{index}"
+        shard = Shard(self.topology, index, state, self.office.outbox(name), self.clock)
+        shard.checkpoints = self.keepers[index]
+        shard.begin()
+        return shard
+
+    def new_trainer(self, rank: int) -> Trainer:
+        """A trainer process starts."""
+        outbox = self.office.outbox(f"trainer/{rank}")
+        return Trainer(self.topology, rank, outbox, self.clock)
+
+    def deliver(self, limit: int = 1_000_000) -> int:
+        """Deliver letters, oldest first; how many."""
+        done = 0
+        while self.office.letters and done < limit:
+            self.hand_over(self.office.letters.popleft())
+            done += 1
+        return done
+
+    def hand_over(self, letter: Letter) -> None:
+        """One letter arrives."""
+        decoded = codec.decode(letter.parts)
+        role, _, index = letter.to.partition("/")
+        if role == "loader":
+            assert isinstance(decoded.message, m.BatchRequest)
+            self._feed(decoded.message)
+        elif role == "trainer":
+            self.trainers[int(index)].hear(letter.sender, decoded.message, decoded.frames)
+        elif role == "optimizer_shard":
+            self.shards[int(index)].hear(letter.sender, decoded.message, decoded.frames)
+
+    def _feed(self, request: m.BatchRequest) -> None:
+        rows = rows_of(self.topology, request.step, request.rank)
+        tokens, documents = (t.numpy().astype(np.int32) for t in rows[:2])
+        refs = [m.TensorRef(dtype="int32", shape=tokens.shape, frame=index) for index in range(2)]
+        batch = m.Batch(
+            step=request.step,
+            rank=request.rank,
+            epoch=0,
+            tokens=refs[0],
+            documents=refs[1],
+            text_bytes=rows.text_bytes,
+        )
+        outbox = self.office.outbox("loader")
+        outbox.send(
+            "batches", batch, to=f"trainer/{request.rank}", frames=[tokens.data, documents.data]
+        )
+
+    def turn(self, seconds: float = 0.1) -> None:
+        """Everybody does what they can."""
+        self.clock.advance(seconds)
+        for trainer in self.trainers:
+            trainer.tick()
+            if trainer.may_compute:
+                trainer.compute()
+        for shard in self.shards:
+            shard.tick()
+        self.deliver()
+
+    def turns(self, most: int = 500) -> Iterator[int]:
+        """Turns until the last step is committed everywhere. Fails when that takes too long."""
+        for number in range(most):
+            if all(shard.rounds.finished for shard in self.shards):
+                return
+            self.turn()
+            yield number
+        raise AssertionError([shard.rounds.waiting_for() for shard in self.shards])
+
+    def run(self) -> str:
+        """Train to the end; digest of the weights."""
+        for _ in self.turns():
+            pass
+        return self.shards[0].weights_digest()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics of all committed steps."""
+        return list(self.shards[0].state.records(0))

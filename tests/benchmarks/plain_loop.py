@@ -1,0 +1,221 @@
+"""Training as anyone would write it: one process, one loop, no messages. What the graph is held to.
+
+    python -m tests.benchmarks.plain_loop [--topology local] [--steps 60] [--json]
+
+Model, batches and optimizer are those of the topology, for all its ranks in turn, so that losses
+and weights must come out bit for bit as the graph's. Batches are made before the clock starts.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors import topology as topologies
+from actors.data import tokenizer
+from actors.data.ordering import Draws
+from actors.data.packing import Document, Packer, documents_of
+from actors.data.prepare import obtain_tokenizer
+from actors.data.sources import list_corpus
+from actors.data.stages import STAGES, Options, SampleProblem, State, stage_names
+from actors.optimizer.layout import group_of
+from actors.parameters import parameters
+from actors.topology import Topology
+from kernels.model.config import ModelConfig
+from kernels.model.model import LoopLM
+from kernels.model.objective import counted_targets, objective
+from kernels.optimizers import adamw, muon
+from kernels.optimizers.clipping import clipped
+from kernels.optimizers.schedules import learning_rate
+from kernels.precision.packing import pack
+from kernels.precision.ternary import quantise
+
+
+class Rows(NamedTuple):
+    """What one rank trains on in one step."""
+
+    tokens: Tensor  # int64 (rows, seq_len + 1)
+    documents: Tensor
+    text_bytes: int
+
+
+class PlainLoop:
+    """Master weights, moments and the loop over them."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        config = ModelConfig.of(msgspec.to_builtins(topology.model))
+        self.model = LoopLM(config, "master")
+        self.model.initialise(topology.seed)
+        self.state: dict[str, dict[str, Tensor]] = {}
+        for parameter in parameters(topology.model):
+            kind = muon if group_of(topology.optimizer, parameter).kind == "muon" else adamw
+            master = self.model.get_parameter(parameter.name).detach()
+            self.state[parameter.name] = kind.initial_state(master)
+
+    def step(self, step: int, ranks: Sequence[Rows]) -> dict[str, Any]:
+        """One step over the batches of all ranks; its figures."""
+        counted = [int(counted_targets(rows.documents).sum()) for rows in ranks]
+        total = sum(counted)
+        mean: dict[str, Tensor] = {}
+        loss_sum = 0.0
+        for rows, tokens in zip(ranks, counted, strict=True):
+            loss_sum += self._accumulate(rows, tokens)
+            weight = float(np.float32(tokens / total))
+            for name, parameter in self.model.named_parameters():
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                share = grad * weight
+                mean[name] = mean[name] + share if name in mean else share
+        self._optimise(step, mean)
+        text_bytes = sum(rows.text_bytes for rows in ranks)
+        return {
+            "step": step,
+            "loss": loss_sum / total,
+            "bits_per_byte": loss_sum / math.log(2) / text_bytes,
+            "tokens": total,
+        }
+
+    def _accumulate(self, rows: Rows, counted: int) -> float:
+        self.model.zero_grad(set_to_none=True)
+        train = self.topology.train
+        loss_sum = 0.0
+        for start in range(0, rows.tokens.shape[0], train.rows_per_trainer):
+            part = slice(start, start + train.rows_per_trainer)
+            result = objective(
+                self.model,
+                rows.tokens[part],
+                rows.documents[part],
+                entropy_weight=train.exit_entropy_weight,
+            )
+            (result.objective_sum / counted).backward()
+            loss_sum += float(result.ce_sum)
+        return loss_sum
+
+    @torch.no_grad()
+    def _optimise(self, step: int, mean: dict[str, Tensor]) -> None:
+        schedule = self.topology.schedule
+        for parameter in parameters(self.topology.model):
+            name, group = parameter.name, group_of(self.topology.optimizer, parameter)
+            lr = learning_rate(
+                step,
+                lr=group.lr,
+                min_lr=group.min_lr,
+                warmup=schedule.warmup,
+                stable=schedule.stable,
+                decay=schedule.decay,
+            )
+            master, state = self.model.get_parameter(name), self.state[name]
+            grad = clipped(mean[name], group.clip)
+            decay = group.weight_decay
+            if group.kind == "muon":
+                mhyper = muon.MuonHyper(
+                    lr=lr,
+                    momentum=group.momentum,
+                    weight_decay=decay,
+                    coefficients=group.coefficients,
+                    iterations=group.iterations,
+                )
+                new, self.state[name] = muon.update(master, state, grad, mhyper, step)
+            else:
+                ahyper = adamw.AdamWHyper(
+                    lr=lr, beta1=group.beta1, beta2=group.beta2, eps=group.eps, weight_decay=decay
+                )
+                new, self.state[name] = adamw.update(master, state, grad, ahyper, step)
+            master.copy_(new)
+
+    @torch.no_grad()
+    def weights_digest(self) -> str:
+        """As in metrics.jsonl, computed from the masters."""
+        whole = hashlib.sha256()
+        for parameter in parameters(self.topology.model):
+            sha = hashlib.sha256()
+            master = self.model.get_parameter(parameter.name).detach()
+            if parameter.kind == "ternary":
+                ternary = quantise(master)
+                sha.update(pack(ternary.codes).numpy().tobytes())
+                sha.update(ternary.scale.numpy().tobytes())
+            else:
+                sha.update(master.numpy().tobytes())
+            whole.update(sha.digest())
+        return whole.hexdigest()
+
+
+def batches(topology: Topology, steps: int) -> Iterator[list[Rows]]:
+    """The batches of every step, by rank: the same that the loader composes in strict order."""
+    corpus, _ = list_corpus(topology.data.sources)
+    encoder = tokenizer.load(obtain_tokenizer(corpus, topology)[1])
+    training, _ = corpus.split(topology.data.held_out_share)
+    draws = Draws(topology.seed, training)
+    row_tokens = topology.model.seq_len + 1
+    ranks = topology.actors.trainers
+    each = topology.train.rows_per_trainer * topology.train.accumulation
+    packer = Packer(row_tokens)
+    for _ in range(steps):
+        while (packed := packer.take(each * ranks)) is None:
+            draw = draws.next()
+            assert draw is not None
+            options = Options(
+                max_sample_bytes=topology.data.max_sample_bytes,
+                encoder=encoder,
+                seed=topology.seed,
+                epoch=draw.epoch,
+                augment_share=topology.data.augment_share,
+            )
+            state = before = State()
+            try:
+                for name in stage_names(topology.data):
+                    before = state
+                    state = STAGES[name](state, corpus.ref(draw.sample), options)
+            except SampleProblem:
+                continue
+            assert state.tokens is not None
+            packer.add(Document(draw.key, state.tokens, len(before.text)))
+        documents = documents_of(packed.spans, each * ranks, row_tokens)
+        yield [
+            Rows(
+                torch.from_numpy(packed.tokens[rank * each :][:each].astype(np.int64)),
+                torch.from_numpy(documents[rank * each :][:each].astype(np.int64)),
+                sum(packed.text_bytes[rank * each :][:each]),
+            )
+            for rank in range(ranks)
+        ]
+
+
+def main() -> None:
+    """Train and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--topology", default="local")
+    parser.add_argument("--set", action="append", default=["actors.trainers=1"])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    topology = topologies.load(options.topology, tuple(options.set))
+    torch.set_num_threads(topology.train.threads)
+    loop = PlainLoop(topology)
+    prepared = list(batches(topology, options.steps))
+    records: list[dict[str, Any]] = []
+    for step, ranks in enumerate(prepared, start=1):
+        began = time.perf_counter()
+        record = loop.step(step, ranks)
+        record["step_s"] = time.perf_counter() - began
+        records.append(record)
+        if not options.json:
+            speed = record["tokens"] / record["step_s"]
+            print(f"step {step}  loss {record['loss']:.4f}  {speed:,.0f} tokens/s")
+    digest = loop.weights_digest()
+    if options.json:
+        print(json.dumps({"records": records, "weights_digest": digest}))
+    else:
+        print(f"weights_digest {digest}")
+
+
+if __name__ == "__main__":
+    main()
