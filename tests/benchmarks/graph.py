@@ -128,20 +128,6 @@ def _end(child: "subprocess.Popen[str]") -> None:
             child.wait(timeout=patience_s)
 
 
-def command(*arguments: str) -> dict[str, Any]:
-    """A `run.py` command with --json: its document."""
-    done = subprocess.run(
-        [sys.executable, "run.py", *arguments, "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise BenchmarkFailed(f"run.py {' '.join(arguments)}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout)
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON lines of a file; none while there is none."""
     try:

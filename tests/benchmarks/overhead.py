@@ -4,8 +4,8 @@
 
 The plain loop (plain_loop.py) trains the same model on the same data with the same optimizer in a
 single process with the same number of threads. The two alternate, because this machine's speed
-changes from minute to minute. Bound: at least 0.90 of the plain loop's speed. The last row leaves
-the rollout generator out, to show what it takes.
+changes from minute to minute, and end with the same weights, bit for bit. Bound: at least 0.90 of
+the plain loop's speed. The last row leaves the rollout generator out, to show what it takes.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.benchmarks.graph import (
     tokens_per_s,
 )
 
-Way = Callable[[], float]  # measures tokens per second
+Way = Callable[[], tuple[float, str]]  # measures tokens per second; the weights' digest
 
 BOUND = 0.90
 SKIP_STEPS = 10  # page faults, first batches, connections
@@ -40,22 +40,31 @@ def main() -> None:
         "the same without rollouts": lambda: graph(options.steps, "actors.rollouts=0"),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
+    digests: dict[str, set[str]] = {name: set() for name in ways}
     for _ in range(options.repeats):
         for name, measure in ways.items():
-            found[name].append(measure())
+            speed, digest = measure()
+            found[name].append(speed)
+            digests[name].add(digest)
     base = statistics.median(found["plain loop"])
     rows: list[dict[str, object]] = []
     for name, speeds in found.items():
         ratio = statistics.median(speeds) / base
         kept = None if name == "plain loop" else ratio >= BOUND
         rows.append(
-            {"way": name, "tokens/s": spread(speeds), "of the plain loop": ratio, "kept": kept}
+            {
+                "way": name,
+                "tokens/s": spread(speeds),
+                "of the plain loop": ratio,
+                "kept": kept,
+                "same weights": digests[name] == digests["plain loop"],
+            }
         )
     show("overhead of the graph", rows, as_json=options.json)
 
 
-def plain(steps: int) -> float:
-    """Tokens per second of the plain loop. Raises `BenchmarkFailed`."""
+def plain(steps: int) -> tuple[float, str]:
+    """Tokens per second and weights of the plain loop. Raises `BenchmarkFailed`."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.plain_loop", "--steps", str(steps), "--json"],
         cwd=ROOT,
@@ -65,15 +74,17 @@ def plain(steps: int) -> float:
     )
     if done.returncode != 0:
         raise BenchmarkFailed(f"plain_loop: {done.stderr[-2000:]}")
-    return tokens_per_s(json.loads(done.stdout)["records"], SKIP_STEPS)
+    document = json.loads(done.stdout)
+    return tokens_per_s(document["records"], SKIP_STEPS), document["weights_digest"]
 
 
-def graph(steps: int, *overrides: str) -> float:
-    """Tokens per second of the graph. Raises `BenchmarkFailed`."""
+def graph(steps: int, *overrides: str) -> tuple[float, str]:
+    """Tokens per second and weights of the graph. Raises `BenchmarkFailed`."""
     settings = [part for one in ("actors.trainers=1", *overrides) for part in ("--set", one)]
     with running("--topology", "local", "--steps", str(steps), *settings) as run:
         run.finish()
-        return tokens_per_s(run.metrics(), SKIP_STEPS)
+        records = run.metrics()
+        return tokens_per_s(records, SKIP_STEPS), records[-1]["weights_digest"]
 
 
 if __name__ == "__main__":
