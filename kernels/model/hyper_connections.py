@@ -129,8 +129,8 @@ class StreamsHead(nn.Module):
 
 
 def spread(h_BSC: Tensor, streams: int) -> Tensor:
-    """Every stream is the state: (B, S, C) -> (B, S, n, C)."""
-    return h_BSC.unsqueeze(-2).expand(*h_BSC.shape[:-1], streams, h_BSC.shape[-1])
+    """Every stream is the state: (B, S, C) -> (B, S, n, C). A copy: products of views are slow."""
+    return h_BSC.unsqueeze(-2).expand(*h_BSC.shape[:-1], streams, h_BSC.shape[-1]).contiguous()
 
 
 def _logits(
@@ -176,7 +176,8 @@ class _Sinkhorn(torch.autograd.Function):
         m_nnN = logits.reshape(-1, n, n).permute(1, 2, 0).softmax(dim=1).add_(_EPS)
         for dim in _half_steps():
             m_nnN.div_(m_nnN.sum(dim=dim, keepdim=True))
-        return m_nnN.permute(2, 0, 1).reshape(logits.shape)
+        # Contiguous, or each token would be a matrix product of its own.
+        return m_nnN.permute(2, 0, 1).contiguous().view(logits.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
