@@ -178,9 +178,14 @@ class Driven:
         if self.popen.poll() is None:
             self.popen.kill()
         self.popen.communicate()
-        for who in self.processes():
-            process.send_signal(who, signal.SIGKILL)
-        wait_until(lambda: not self.processes(), 5.0, "the end of all processes")
+
+        def all_gone() -> bool:
+            # Again and again: one of them may just be forking another.
+            for who in self.processes():
+                process.send_signal(who, signal.SIGKILL)
+            return not self.processes()
+
+        wait_until(all_gone, 10.0, "the end of all processes")
         for name in segments.listing(f"trireme-{self.run.run_id}"):
             segments.unlink(name)
         self.run.remove_socket_dir()

@@ -1,6 +1,6 @@
 """The whole graph in real processes, started as a person starts it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,18 @@ SMALL = (
 
 
 class Run(Driven):
-    """`python run.py --topology ...` in a directory of its own."""
+    """`python run.py ...` on a run directory of its own."""
+
+    def __init__(self, command: Sequence[str], path: Path) -> None:
+        super().__init__(command, path, python_env())
+
+    def resume(self, *arguments: str) -> "Run":
+        """Take the run up again."""
+        if self.popen.poll() is None or not self.out:
+            self.finish()
+        return Run(
+            python("run.py", "--resume", "--run", str(self.run.path), *arguments), self.run.path
+        )
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         sets = [part for setting in settings for part in ("--set", setting)]
         path = tmp_path / name
         command = python("run.py", "--topology", topology, "--run", str(path), *sets, *arguments)
-        run = Run(command, path, python_env())
+        run = Run(command, path)
         started.append(run)
         return run
 
