@@ -172,7 +172,7 @@ class State:
     def has(self, index: int, version: int) -> bool:
         """Whether that version of the parameter is published here."""
         tag = int(self._meta[index, _TAGS + version % 2])
-        return tag == version + 1 and version <= int(self._meta[index, _VERSION])
+        return tag == version + 1 and 0 <= version <= int(self._meta[index, _VERSION])
 
     def published(self, index: int, version: int) -> Mapping[str, Array]:
         """The published tensors, in place. Raises `StateError` for a version that is gone."""
