@@ -78,7 +78,7 @@ def main(seat: Seat) -> int:
                 rollout.one_round()
         except _Stopped:
             rollout.sum_up()
-            mailbox.log.info("generated", **rollout.count())
+            mailbox.log.info("generated", **rollout.count(), share=rollout.share())
     return 0
 
 
@@ -150,6 +150,10 @@ class Rollout:
             "scorer_deaths": self._judge.deaths,
             "version": self.version,
         }
+
+    def share(self) -> float:
+        """What it has really taken of a core so far."""
+        return self._cycle.measured(self._clock.now())
 
     # --- hearing -------------------------------------------------------------------------------
 
@@ -342,7 +346,7 @@ class Rollout:
         gauge = self._mailbox.gauge
         gauge("version", float(self.version))
         gauge("lag", float(max(0, self._known.newest - self.version)))
-        gauge("share", self._cycle.measured(self._clock.now()))
+        gauge("share", self.share())
         for name, value in self.count().items():
             gauge(name, float(value))
         if (newest := self._rates.newest()) is not None:
