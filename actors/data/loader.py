@@ -93,9 +93,8 @@ class Loader:
             return ""
         output = self._run.logs / "prepare.out"
         output.unlink(missing_ok=True)
-        command = process.python(
-            "-m", "actors.data.prepare", str(self._run.path), str(self._seat.incarnation)
-        )
+        arguments = str(self._run.path), str(self._seat.incarnation), str(os.getpid())
+        command = process.python("-m", "actors.data.prepare", *arguments)
         # Training has threads, and the trainers that could use these cores have no batch yet.
         anywhere = range(os.cpu_count() or 1)
         env = process.environment(self._seat.run_id)

@@ -3,12 +3,13 @@
 A program of its own, started by the loader and gone before the first batch: training a tokenizer
 and looking into parquet files take memory that the loader would never give back.
 
-    python -m actors.data.prepare RUN_DIR INCARNATION
+    python -m actors.data.prepare RUN_DIR INCARNATION PARENT
 
 Its results are the corpus in the ledger and tokenizer.json in the run directory; its last line of
 output is a report in JSON, with `problem` set when a person has to put something right.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -114,9 +115,11 @@ def _texts(corpus: Corpus, training: IntArray, max_sample_bytes: int) -> Iterato
         )
 
 
-def main(run_dir: str, incarnation: str) -> int:
+def main(run_dir: str, incarnation: str, parent: str) -> int:
     """The child process. 0: prepared; 2: a person has to put something right."""
     process.die_with_parent()
+    if os.getppid() != int(parent):
+        return 1  # it died before we could ask to be told
     process.set_name("trireme-prepare")
     try:
         report = prepare(RunDir(Path(run_dir)), int(incarnation))
@@ -129,4 +132,4 @@ def main(run_dir: str, incarnation: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(*sys.argv[1:4]))

@@ -146,7 +146,8 @@ def _expand(source: Source) -> list[str]:
         if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
             raise SourceError(f"{path} cannot be read: no permission")
         return [path]
-    paths = sorted(glob.glob(path, recursive=True))
+    # A glob meets directories nobody means, too.
+    paths = [found for found in sorted(glob.glob(path, recursive=True)) if not _is_cache(found)]
     if not paths:
         raise SourceError(f"path {source.path!r} does not exist (looked for {path})")
     return paths
@@ -164,6 +165,10 @@ def _not_library(directory: str) -> bool:
 def _in_library(relative: str) -> bool:
     name = relative.rpartition("/")[2]
     return name.endswith(".py") and not _NOT_LIBRARY_FILES.fullmatch(name)
+
+
+def _is_cache(path: str) -> bool:
+    return _hidden(os.path.basename(path)) and os.path.isdir(path)
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from actors import rundir, topology
-from actors.data import checks
 from actors.rundir import RunDir
 from actors.seat import Seat
 from actors.topology import DataSpec, Topology
@@ -42,10 +41,11 @@ def small(data: DataSpec, **changes: Any) -> Topology:
         steps=1000,
         model=replace(base.model, vocab_size=300, seq_len=32),
         train=replace(base.train, rows_per_trainer=2),
-        actors=replace(base.actors, trainers=2, fast_workers=1, slow_workers=1),
+        actors=replace(base.actors, trainers=2, fast_workers=1, slow_workers=1, rollouts=0),
         rollout=replace(base.rollout, max_new_tokens=8),
     )
-    return replace(wanted, **changes)
+    wanted = replace(wanted, **changes)
+    return topology.decode(topology.to_toml(wanted), source="small")
 
 
 class Graph:
@@ -59,6 +59,9 @@ class Graph:
         self.wanted = wanted
         self.sockets = tempfile.mkdtemp(prefix="trireme-test-")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.pools: dict[str, str] = {}
+        self.mischief = False
+        self.notes = path / "notes"  # which worker did which stage of which sample
         self.lives: dict[str, int] = {}
         if self.run.ledger.exists():  # a resumed run counts on
             self.lives["loader"] = int(
@@ -79,6 +82,7 @@ class Graph:
 
     def start(self, name: str, *, pool: str = "fast") -> None:
         """Start an actor, or its next life."""
+        self.pools[name] = pool
         role: Role = "loader" if name == "loader" else "data_worker"
         module = "actors.data.loader" if role == "loader" else "actors.data.worker"
         self.lives[name] = self.lives.get(name, 0) + 1
@@ -93,7 +97,9 @@ class Graph:
         )
         code = (
             f"import sys, msgspec; from actors.seat import Seat; from {module} import main;"
-            "sys.exit(main(msgspec.json.decode(sys.argv[1], type=Seat)))"
+            + (f"from tests.actors.data.mischief import arm; arm({str(self.notes)!r});")
+            * self.mischief
+            + "sys.exit(main(msgspec.json.decode(sys.argv[1], type=Seat)))"
         )
         with self.run.stderr_of(name).open("ab") as output:
             self.processes[name] = subprocess.Popen(
@@ -151,11 +157,21 @@ class Graph:
             if isinstance(received.message, m.LogRecord):
                 self.records.append(received.message.record)
 
+    def replace_the_dead(self) -> int:
+        """What a supervisor does about workers that ended by themselves; how many did."""
+        dead = [name for name, process in self.processes.items() if process.poll() is not None]
+        for name in dead:
+            self.tell(m.PeerDown(name=name, incarnation=self.lives[name], reason="died"))
+            self.start(name, pool=self.pools[name])
+        return len(dead)
+
     def until(self, true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
         """Play on until something holds."""
         deadline = time.monotonic() + timeout_s
         while not true():
             assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{self.story()}"
+            tracebacks = [self.stderr(name) for name in self.processes]
+            assert "Traceback" not in "".join(tracebacks), self.story()
             self.pump()
 
     def story(self) -> str:
@@ -225,10 +241,12 @@ class Graph:
 
 
 @contextlib.contextmanager
-def graph(path: Path, wanted: Topology, *, workers: int = 1) -> Generator[Graph]:
-    """A loader with that many fast workers, and one slow one."""
-    assert checks.check(wanted) == []
+def graph(
+    path: Path, wanted: Topology, *, workers: int = 1, mischief: bool = False
+) -> Generator[Graph]:
+    """A loader with that many fast workers, and one slow one. `mischief`: see mischief.py."""
     made = Graph(path, wanted)
+    made.mischief = mischief
     try:
         made.start("loader")
         for index in range(workers):
