@@ -230,11 +230,15 @@ def _read_manifest(path: Path) -> Manifest:
             )
         if signature != _signature(raw):
             raise CheckpointError(f"{path} is damaged: its sha256 is not that of the rest")
-        return msgspec.convert(raw, Manifest)
+        manifest = msgspec.convert(raw, Manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, TypeError, AttributeError, msgspec.ValidationError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for name in manifest.files:
+        if Path(name).name != name:
+            raise CheckpointError(f"{path} names {name!r}, which is not a file beside it")
+    return manifest
 
 
 def _signature(raw: Mapping[str, Any]) -> str:

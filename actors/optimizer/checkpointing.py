@@ -77,6 +77,7 @@ class Checkpoints:
         self._closing: _Gathered = _Gathered()
         self._tries, self._retry_at = 0, 0.0
         self._last_part: CheckpointPart | None = None
+        self._over = -1  # checkpoints up to this one are complete or given up
         self.saved = -1  # the newest complete checkpoint of this run that we know of
         for path in checkpoints.listing(directory)[:1]:
             self.saved = int(path.name.removeprefix("step-"))
@@ -184,8 +185,10 @@ class Checkpoints:
                 self._complete_closing()
             return
         last = written.version == self._topology.steps
-        if self.exists(written.version) or (written.failed and last):
-            return  # the last one is tried again by whoever could not write it
+        if written.version <= self._over or self.exists(written.version):
+            return  # said again
+        if written.failed and last:
+            return  # it is tried again by whoever could not write it
         gathered = self._gathered.setdefault(written.version, _Gathered())
         gathered.parts[shard] = written
         if len(gathered.parts) < self._shards:
@@ -193,6 +196,7 @@ class Checkpoints:
         del self._gathered[written.version]
         unfinished = checkpoints.unfinished_path(self._directory, written.version)
         if gathered.failed:
+            self._over = max(self._over, written.version)
             self._give_up(unfinished, written.version, gathered.failed)
         else:
             self._complete(unfinished, written.version, gathered)
@@ -219,7 +223,7 @@ class Checkpoints:
             self._gathered[step] = gathered
             self._tries += 1
             return
-        self.saved = max(self.saved, step)
+        self.saved, self._over = max(self.saved, step), max(self._over, step)
         self._tries = 0
         for late in [s for s in self._gathered if s < step]:
             self._log.warning("checkpoint given up", step=late, why="a newer one came first")

@@ -3,18 +3,23 @@
 Messages are encoded and decoded as on the wire. Tests decide what is delivered, when, and who dies.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from actors import checkpoints
 from actors import topology as topologies
 from actors.optimizer import updates
+from actors.optimizer.checkpointing import Checkpoints
 from actors.optimizer.layout import state_layout
-from actors.optimizer.shard import CheckpointKeeper, Shard
+from actors.optimizer.restore import restore
+from actors.optimizer.shard import Shard
 from actors.optimizer.state import State
 from actors.published import Array
 from actors.topology import Topology
@@ -125,11 +130,15 @@ class PostBox:
 class Exchange:
     """All trainers and shards of a topology."""
 
-    def __init__(self, topology: Topology, office: PostOffice | None = None) -> None:
-        self.topology = topology
+    def __init__(
+        self, topology: Topology, office: PostOffice | None = None, directory: Path | None = None
+    ) -> None:
+        """With a `directory`, shards write checkpoints there and begin from the newest."""
+        self.topology, self.directory = topology, directory
+        self.events: list[tuple[str, dict[str, object]]] = []
         self.office = office or PostOffice()
         self.clock = ManualClock()
-        self.keepers: list[CheckpointKeeper | None] = [None] * topology.actors.optimizer_shards
+        self.keepers: dict[int, Checkpoints] = {}
         self.memories = [
             PlainMemory(state_layout(topology, k).total_bytes)
             for k in range(topology.actors.optimizer_shards)
@@ -143,12 +152,60 @@ class Exchange:
         if state.ready:
             state.recover()
         else:
-            updates.fill_fresh(state, self.topology)
-        name = f"optimizer_shard/{index}"
-        shard = Shard(self.topology, index, state, self.office.outbox(name), self.clock)
-        shard.checkpoints = self.keepers[index]
+            self._fill(index, state)
+        outbox = self.office.outbox(f"optimizer_shard/{index}")
+        shard = Shard(self.topology, index, state, outbox, self.clock)
+        if self.directory is not None:
+            self.keepers[index] = Checkpoints(
+                self.topology,
+                index,
+                state,
+                self.directory,
+                lambda part: outbox.send("exchange/0", part),
+                self,
+            )
+            shard.checkpoints = self.keepers[index]
         shard.begin()
         return shard
+
+    def _fill(self, index: int, state: State) -> None:
+        found = None
+        if self.directory is not None:
+            found = checkpoints.newest(self.directory, lambda why: self.warning("skipped", why=why))
+        if found is None:
+            updates.fill_fresh(state, self.topology)
+        else:
+            restore(state, found, self.topology, index)
+
+    def info(self, event: str, **fields: object) -> None:
+        """The shards' log."""
+        self.events.append((event, fields))
+
+    warning = info
+
+    def settle(self) -> None:
+        """Let all checkpoints be written and completed."""
+        for _ in range(2000):
+            self.deliver()
+            for keeper in self.keepers.values():
+                keeper.tick(self.clock.now())
+            if not self.office.letters and all(keeper.idle for keeper in self.keepers.values()):
+                return
+            time.sleep(0.002)
+        raise AssertionError("a checkpoint is never finished")
+
+    def stop(self) -> None:
+        """The run is told to stop: trainers leave, shards save."""
+        self.deliver()
+        for keeper in self.keepers.values():
+            keeper.close()
+        for _ in range(2000):
+            closed = [keeper.closed() for keeper in self.keepers.values()]
+            if all(closed):
+                return
+            self.deliver()
+            time.sleep(0.002)
+        raise AssertionError("a stop never ends")
 
     def new_trainer(self, rank: int) -> Trainer:
         """A trainer process starts."""
@@ -201,6 +258,8 @@ class Exchange:
                 trainer.compute()
         for shard in self.shards:
             shard.tick()
+        for keeper in self.keepers.values():
+            keeper.tick(self.clock.now())
         self.deliver()
 
     def turns(self, most: int = 500) -> Iterator[int]:
