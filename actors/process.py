@@ -96,6 +96,12 @@ def rss_bytes(pid: int) -> int:
         return 0
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time of all its threads so far; 0 when it is gone."""
+    fields = _stat(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
 def parent(pid: int) -> int:
     """Pid of its parent; 0 when it is gone."""
     fields = _stat(pid)
@@ -131,6 +137,18 @@ def of_run(run_id: str) -> list[Identity]:
 def thread_count() -> int:
     """Threads of this process, those of C libraries included."""
     return len(os.listdir("/proc/self/task"))
+
+
+def tasks_of_user() -> int:
+    """Threads of all processes that run as our user: what RLIMIT_NPROC is compared with."""
+    total = 0
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if os.stat(f"/proc/{entry}").st_uid == os.getuid():
+                total += len(os.listdir(f"/proc/{entry}/task"))
+    return total
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -245,6 +263,35 @@ def start_helper(command: Sequence[str], *, env: Mapping[str, str]) -> Helper:
     who = identity(pid)  # ours to reap, so it cannot have vanished
     assert who is not None
     return Helper(who, to, back)
+
+
+def start_wired(
+    command: Sequence[str], *, env: Mapping[str, str], wires: Sequence[int]
+) -> Identity:
+    """Start a program in a session of its own whose descriptors 0, 1, 2 .. are these of ours.
+
+    It inherits no other. The caller must `reap` it. Raises OSError.
+    """
+    # Copies beyond all targets: a wire may have the number that another is to get.
+    copies: list[int] = []
+    try:
+        for fd in wires:
+            copies += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wires))]
+        pid = os.posix_spawn(
+            command[0],
+            list(command),
+            env,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(copies)],
+        )
+    finally:
+        for fd in copies:
+            os.close(fd)
+    who = identity(pid)  # ours to reap, so it cannot have vanished
+    assert who is not None
+    return who
 
 
 def call(
