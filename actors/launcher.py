@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from actors import leftovers, outcome, process, rundir, topology
-from actors.outcome import Outcome
+from actors.outcome import End, Outcome
 from actors.process import Identity
 from actors.progress import Watcher, quiet
 from actors.rundir import RunDir, RunDirError
@@ -31,8 +31,10 @@ from actors.supervisor.rationing import Rationing
 from actors.topology import SupervisionSpec
 from protocol.clock import Clock, Deadline, MonotonicClock
 
-# A supervisor that found another one holding the lock: see supervisor/process.py.
+# A supervisor that found another one holding the lock: see supervisor/__main__.py.
 _EXIT_TAKEN = 75
+# How a supervisor ends that has brought the run to its end.
+_ENDS: dict[int, End] = {0: "done", 3: "failed", 130: "stopped"}
 # How often metrics and the supervisor's sign of life are looked at.
 _LOOK_S = 0.1
 # What is left of a run after its supervisor has swept gets this long to leave the process table.
@@ -41,7 +43,7 @@ _LEFTOVERS_S = 3.0
 # What signal.signal takes and returns.
 Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-SUPERVISOR = ("-m", "actors.supervisor.process")
+SUPERVISOR = ("-m", "actors.supervisor")
 
 
 class Launcher:
@@ -159,6 +161,9 @@ class Launcher:
         found = outcome.read(self._run)
         if found is not None:
             return found
+        if code is not None and code in _ENDS:
+            log = self._run.stderr_of("supervisor")
+            return Outcome(end=_ENDS[code], reason=f"it could not be recorded why, see {log}")
         if self._signals > 2:
             return Outcome(end="stopped", reason="interrupted, and not waited for")
         if code == _EXIT_TAKEN:

@@ -79,6 +79,20 @@ class Driven:
         lines = (self.out + self.err).strip().splitlines()
         return lines[-1] if lines else ""
 
+    def until(self, happened: Callable[[], Any], s: float = 60.0, what: str = "it") -> Any:
+        """Wait for something true while the launcher lives, and return it."""
+        end = time.monotonic() + s
+        while not (found := happened()):
+            assert self.popen.poll() is None, f"the run has ended before {what}\n{self.finished()}"
+            assert time.monotonic() < end, f"{what} did not happen in {s:g} s\n{self.story()}"
+            select.select([], [], [], 0.005)
+        return found
+
+    def finished(self) -> str:
+        """The story of a run that has ended."""
+        self.finish()
+        return self.story()
+
     # --- Looking ----------------------------------------------------------------------------------
 
     def rows(self) -> dict[str, table.Row]:
@@ -93,11 +107,10 @@ class Driven:
         """Until they all live."""
 
         def all_live() -> list[Identity]:
-            assert self.popen.poll() is None, f"the launcher has ended\n{self.story()}"
             found = [who for name in names if (who := self.who(name)) is not None]
             return found if len(found) == len(names) else []
 
-        return wait_until(all_live, s, f"life of {names}")
+        return self.until(all_live, s, f"life of {names}")
 
     def wait_for_another(self, name: str, than: Identity, s: float = 20.0) -> Identity:
         """Until a new life of that name is there."""
@@ -106,7 +119,7 @@ class Driven:
             found = self.who(name)
             return found if found is not None and found != than else None
 
-        return wait_until(another, s, f"another life of {name}")
+        return self.until(another, s, f"another life of {name}")
 
     def metrics(self) -> list[dict[str, Any]]:
         if not self.run.metrics.exists():

@@ -4,13 +4,9 @@ It owns the process table, the two forkservers, the run's shared memory and the 
 When it dies nothing else does: the launcher starts the next one, which finds the actors through
 processes.json and the forkservers, checks each against its start time, and takes over.
 
-    python -m actors.supervisor.process RUN_DIR
-
-Ends with 0 when the run is done, 3 when it failed, 130 when it was stopped; outcome.json says why.
-Anything else is a crash, after which it is started again.
+It is started by `python -m actors.supervisor` (see __main__.py).
 """
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -19,14 +15,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from actors import forkserver, leftovers, outcome, process, rundir, topology
-from actors.loop_async import AsyncMailbox, serve
+from actors import forkserver, leftovers, outcome, process, topology
+from actors.loop_async import AsyncMailbox
 from actors.process import Identity
 from actors.roles import ROLES, Entry
-from actors.rundir import RunDir, RunDirError
+from actors.rundir import RunDir
 from actors.supervisor import adoption, control, places, segments, table
 from actors.supervisor.events import (
     Bury,
@@ -49,12 +44,9 @@ from actors.supervisor.graves import Graves
 from actors.supervisor.lives import End, Lives
 from actors.supervisor.supervision import Supervision
 from actors.topology import Topology
-from protocol.clock import Clock, MonotonicClock
-from protocol.errors import ProtocolError
+from protocol.clock import Clock
 from protocol.messages import Beat, PeerDown, PeerUp
 
-# Another one holds the lock.
-EXIT_TAKEN = 75
 EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
 
 # How often deadlines and waits are looked at: as often as the shortest back-off asks for.
@@ -350,29 +342,6 @@ class Supervisor:
 LEVELS = {"info": 20, "warning": 30, "error": 40}
 
 
-def run_supervisor(path: Path, around: Surroundings | None = None) -> int:
-    """Supervise the run in that directory to its end; returns the exit code."""
-    process.set_name("supervisor")
-    run = rundir.open_(path)
-    lock = process.try_lock(run.supervisor_lock)
-    if lock is None:
-        sys.stderr.write(f"{path} has a supervisor already\n")
-        return EXIT_TAKEN
-    try:
-        supervisor = Supervisor(run, _count_life(lock), around or Surroundings(), MonotonicClock())
-        return serve(supervisor.supervise())
-    except (RunDirError, topology.TopologyError, ProtocolError) as error:
-        # Not a crash: the next supervisor would meet the same.
-        leftovers.end_all(run)
-        segments.remove(run.run_id)
-        outcome.write(run, outcome.Outcome(end="failed", reason=str(error)))
-        return EXIT_CODES["failed"]
-    finally:
-        if outcome.read(run) is not None:
-            run.remove_socket_dir()
-        os.close(lock)
-
-
 def _crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """A callback failed: half of what was decided is undone, and only a new life knows what."""
     loop.default_exception_handler(context)
@@ -381,23 +350,3 @@ def _crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(70)
-
-
-def _count_life(lock: int) -> int:
-    """Our incarnation: one more than the locked file says. It never goes back."""
-    text = os.pread(lock, 20, 0).strip()
-    incarnation = int(text) + 1 if text.isdigit() else 1
-    os.pwrite(lock, f"{incarnation:<19}\n".encode(), 0)
-    return incarnation
-
-
-def main(arguments: list[str] | None = None, around: Surroundings | None = None) -> None:
-    """Command line of the launcher."""
-    parser = argparse.ArgumentParser(prog="actors.supervisor.process")
-    parser.add_argument("run_dir", type=Path)
-    wanted: Any = parser.parse_args(arguments)
-    sys.exit(run_supervisor(wanted.run_dir, around))
-
-
-if __name__ == "__main__":
-    main()

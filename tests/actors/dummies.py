@@ -17,7 +17,7 @@ from actors.loop import Mailbox
 from actors.progress import Plain
 from actors.roles import Entry
 from actors.seat import Seat
-from actors.supervisor import process as supervisor_process
+from actors.supervisor import __main__ as supervisor
 from actors.supervisor.process import Surroundings
 from protocol.messages import RunDone
 from protocol.segments import segment_name
@@ -114,7 +114,7 @@ def supervise() -> None:
     def segments(run_id: str, _topology: topology.Topology) -> dict[str, int]:
         return {segment_name(run_id, "optimizer_shard/0", "state"): nbytes}
 
-    supervisor_process.main(sys.argv[2:], Surroundings(roles=ROLES, segments=segments))
+    supervisor.main(sys.argv[2:], Surroundings(roles=ROLES, segments=segments))
 
 
 def launch() -> None:

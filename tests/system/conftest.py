@@ -41,7 +41,7 @@ class Run(Driven):
 def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Starts a run: `start("--steps", "5")`. Whatever is left of it goes with the test.
 
-    `topology` and `settings` may be given; `name` tells several runs of one test apart.
+    `topology`, `settings` and the run directory's `path` may be given.
     """
     started: list[Run] = []
 
@@ -49,10 +49,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         *arguments: str,
         topology: str = "local",
         settings: tuple[str, ...] = SMALL,
-        name: str = "run",
+        path: Path = tmp_path / "run",
     ) -> Run:
         sets = [part for setting in settings for part in ("--set", setting)]
-        path = tmp_path / name
         command = python("run.py", "--topology", topology, "--run", str(path), *sets, *arguments)
         run = Run(command, path)
         started.append(run)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import ROOT, python, wait_until
+from tests.harness import ROOT, python
 from tests.system.conftest import SMALL, Run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_config_b_runs_with_every_actor_in_its_place(start: Start):
     run = start("--steps", "8", topology="config_b", settings=())
-    wait_until(lambda: run.step() >= 2, 120, "the second step")
+    run.until(lambda: run.step() >= 2, 120, "the second step")
     document: dict[str, Any] = json.loads(command(run, "status", "--json").stdout)
     assert document["state"] == "running"
     actors = document["actors"]
@@ -72,7 +72,7 @@ def test_config_b_runs_with_every_actor_in_its_place(start: Start):
 
 def test_every_process_killed_in_turn_changes_no_bit(start: Start, undisturbed: list[str]):
     run = start("--steps", str(STEPS), settings=TWO)
-    wait_until(lambda: run.step() >= 1, 120, "the first step")
+    run.until(lambda: run.step() >= 1, 120, "the first step")
     for name in (
         "trainer/0",
         "optimizer_shard/0",
@@ -90,7 +90,7 @@ def test_every_process_killed_in_turn_changes_no_bit(start: Start, undisturbed: 
         assert step < STEPS - 1, "the run is too short for this test"
         who = run.kill(name)
         run.wait_for_another(name, who, 60.0)
-        wait_until(lambda step=step: run.step() > step, 60.0, f"a step after the death of {name}")
+        run.until(lambda step=step: run.step() > step, 60.0, f"a step after the death of {name}")
     assert run.finish(200) == 0, run.story()
     assert digests(run) == undisturbed
     assert run.leftovers() == []
@@ -98,7 +98,7 @@ def test_every_process_killed_in_turn_changes_no_bit(start: Start, undisturbed: 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(start: Start, undisturbed: list[str]):
     run = start("--steps", str(STEPS), settings=TWO)
-    wait_until(lambda: run.step() >= 7, 120, "the seventh step")
+    run.until(lambda: run.step() >= 7, 120, "the seventh step")
     run.interrupt()
     assert run.finish(60) == 130, run.story()
     assert "go on with: python run.py --resume" in run.out
@@ -121,7 +121,7 @@ def test_steps_may_be_added_to_a_finished_run(start: Start, undisturbed: list[st
 
 def test_a_run_survives_its_launcher_and_its_supervisor(start: Start, undisturbed: list[str]):
     run = start("--steps", str(STEPS), settings=TWO)
-    wait_until(lambda: run.step() >= 3, 120, "the third step")
+    run.until(lambda: run.step() >= 3, 120, "the third step")
     before = run.rows()
     run.kill_launcher()
     run.kill("supervisor")
@@ -136,7 +136,7 @@ def test_a_run_survives_its_launcher_and_its_supervisor(start: Start, undisturbe
 def test_a_run_survives_the_loss_of_everything(start: Start, undisturbed: list[str]):
     """As after a power cut, but for the files."""
     run = start("--steps", str(STEPS), settings=TWO)
-    wait_until(lambda: any(run.run.checkpoints.glob("step-*/manifest.json")), 120, "a checkpoint")
+    run.until(lambda: any(run.run.checkpoints.glob("step-*/manifest.json")), 120, "a checkpoint")
     run.end()
     resumed = run.resume()
     assert resumed.finish(200) == 0, resumed.story()
@@ -147,7 +147,7 @@ def test_a_run_in_the_background_is_stopped_by_name(start: Start):
     run = start("--steps", "500", "--detach")
     assert run.finish(120) == 0, run.story()
     assert "running in the background" in run.out
-    wait_until(lambda: run.step() >= 1, 120, "the first step")
+    run.until(lambda: run.step() >= 1, 120, "the first step")
     done = command(run, "stop")
     assert done.returncode == 0, done.stderr
     assert run.leftovers() == []
@@ -156,7 +156,7 @@ def test_a_run_in_the_background_is_stopped_by_name(start: Start):
 
 def test_a_frozen_trainer_does_not_hold_the_run_up(start: Start, undisturbed: list[str]):
     run = start("--steps", str(STEPS), settings=(*TWO, "supervision.silence_s=1.0"))
-    wait_until(lambda: run.step() >= 2, 120, "the second step")
+    run.until(lambda: run.step() >= 2, 120, "the second step")
     run.kill("trainer/0", signal.SIGSTOP)
     assert run.finish(200) == 0, run.story()
     assert digests(run) == undisturbed

@@ -45,7 +45,7 @@ def test_a_death_report_tells_what_a_person_wants_to_know(crew: Crew):
     wait_until(path.exists)
     report = rundir.read_json(path)
     assert report is not None
-    assert report["how"] == "exit code 1"
+    assert report["how"] == "exit code 1: ValueError: on purpose"
     assert any("ValueError: on purpose" in line for line in report["stderr"])
     assert report["last_beat"]["role"] == "trainer"
     assert report["max_rss_bytes"] > 10_000_000
