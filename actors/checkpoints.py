@@ -325,15 +325,38 @@ def unfinished_path(directory: Path, step: int) -> Path:
     return directory / f"step-{step:08d}.tmp"
 
 
+def put_aside(directory: Path, step: int) -> list[Path]:
+    """Take their names from checkpoints newer than `step`, which `newest` has found damaged.
+
+    A run that goes on from `step` reaches theirs again, and then has to write them anew. Returns
+    those that could not be renamed.
+    """
+    stuck: list[Path] = []
+    for path in listing(directory):
+        if int(path.name.removeprefix("step-")) <= step:
+            continue
+        aside = path.with_name(f"{path.name}.damaged")
+        try:
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+        except FileNotFoundError:
+            continue  # another shard was quicker
+        except OSError:
+            stuck.append(path)
+    return stuck
+
+
 def prune(directory: Path, keep_last: int, upto: int) -> list[Path]:
-    """Remove all but the newest `keep_last` complete checkpoints, and unfinished ones up to `upto`.
+    """Remove all but the newest `keep_last` complete checkpoints; up to `upto` also unfinished ones
+    and those put aside.
 
     Returns what could not be removed. The manifest goes first: what is half removed is no
     checkpoint.
     """
     doomed = listing(directory)[keep_last:]
-    for path in directory.glob("*.tmp"):
-        number = path.name.removeprefix("step-").removesuffix(".tmp")
+    for path in (*directory.glob("*.tmp"), *directory.glob("step-*.damaged")):
+        number = path.stem.removeprefix("step-")
         if path.name == CLOSING or (number.isdigit() and int(number) <= upto):
             doomed.append(path)
     stuck: list[Path] = []

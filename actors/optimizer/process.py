@@ -107,6 +107,9 @@ class _Life:
         found = checkpoints.newest(
             self._directory, lambda why: log.warning("checkpoint skipped", why=why)
         )
+        stuck = checkpoints.put_aside(self._directory, -1 if found is None else found.step)
+        if stuck:
+            raise CheckpointError(f"damaged checkpoints cannot be renamed: {stuck[0]}; remove it")
         if found is None:
             updates.fill_fresh(self._state, self._topology)
             log.info("state made from the seed", seed=self._topology.seed)

@@ -199,6 +199,21 @@ def test_pruning_keeps_the_newest_and_clears_what_is_unfinished(tmp_path: Path):
     ]
 
 
+def test_damaged_checkpoints_make_room_for_new_ones_of_their_steps(tmp_path: Path):
+    make(tmp_path, 4)
+    flip(make(tmp_path, 8) / "matrices-0.safetensors")
+    found = checkpoints.newest(tmp_path, lambda _why: None)
+    assert found is not None
+    assert checkpoints.put_aside(tmp_path, found.step) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000004",
+        "step-00000008.damaged",
+    ]
+    checkpoints.verify(make(tmp_path, 8))
+    checkpoints.prune(tmp_path, keep_last=2, upto=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000008"]
+
+
 def test_a_prune_that_was_cut_short_leaves_no_checkpoint(tmp_path: Path):
     make(tmp_path, 4)
     path = make(tmp_path, 8)
