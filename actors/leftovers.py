@@ -3,6 +3,7 @@
 import signal
 
 from actors import process
+from actors.data.database import newest_life
 from actors.process import Identity
 from actors.rundir import RunDir
 from actors.supervisor import segments, table
@@ -25,12 +26,15 @@ def end_all(run: RunDir) -> list[Identity]:
 def clear(run: RunDir) -> None:
     """End and remove what an earlier launch of this run left, so that the next begins anew.
 
-    Incarnations go on counting, so that whoever of the past still speaks is refused.
+    Incarnations go on counting, so that whoever of the past still speaks is refused. The table of
+    processes is not synced: after a crash of the machine it may be old, or gone. What a loader's
+    life did is remembered on other hosts and in the ledger, which knows its last owner for certain.
     Raises OSError.
     """
     end_all(run)
     segments.remove(run.run_id)
     run.remove_socket_dir()
     run.outcome.unlink(missing_ok=True)
-    rows = table.read(run)
-    table.write(run, {name: table.row(None, row.incarnation) for name, row in rows.items()})
+    lives = {name: row.incarnation for name, row in table.read(run).items()}
+    lives["loader"] = max(lives.get("loader", 0), newest_life(run.ledger))
+    table.write(run, {name: table.row(None, incarnation) for name, incarnation in lives.items()})

@@ -1,7 +1,8 @@
 """A SQLite file with one writer: opening, checking, fencing, and errors in words.
 
-A process that was declared dead may still run for a moment. Each life writes its incarnation
-first and every transaction checks that it is still there, so an older one can change nothing.
+A process that was declared dead may still run for a moment. Whoever opens the file counts its
+lives one up, and every transaction checks that the count is still its own: an older one can change
+nothing. The count is the file's, so that it only grows whatever else is lost.
 """
 
 import contextlib
@@ -25,13 +26,27 @@ class TakenOver(LedgerError):
     """A later life of the loader writes this ledger now."""
 
 
+def newest_life(path: Path) -> int:
+    """Incarnation of the last owner of that file; 0 when there is none, or it cannot be read."""
+    if not path.exists():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
+            query = "SELECT value FROM facts WHERE key = 'incarnation'"
+            row = connection.execute(query).fetchone()
+    except sqlite3.DatabaseError:
+        return 0  # whoever opens it says what is wrong
+    return 0 if row is None else int(row[0])
+
+
 class Database:
     """The file, with table `facts` (key, value) among those of `schema`."""
 
-    def __init__(self, path: Path, schema: str, *, incarnation: int, durable: bool) -> None:
-        """Opens or makes it. `durable`: fsync at every commit. Raises `LedgerError`."""
+    def __init__(self, path: Path, schema: str, *, durable: bool, life: int = 0) -> None:
+        """Opens or makes it. `durable`: fsync at every commit. `life`: on behalf of whoever opened
+        it as that life, 0: as a new one. Raises `LedgerError`, `TakenOver`."""
         self._path = path
-        self._incarnation = incarnation
+        self.life = life
         with self.clear_errors():
             self.connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
         try:
@@ -66,17 +81,19 @@ class Database:
             verdict = self.one("PRAGMA quick_check(1)")
             if verdict != "ok":
                 raise LedgerError(self.damaged(str(verdict)))
-        execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         execute("PRAGMA cache_size = -2000")  # 2 MB: the loader stays small
+        # On disk before anybody is told of this life, even where steps are not: see `newest_life`.
+        execute("PRAGMA synchronous = FULL")
         self._take_over()
+        execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     def _take_over(self) -> None:
+        if self.life:
+            self._check_owner()
+            return
         self.connection.execute("BEGIN IMMEDIATE")
-        newest = int(self.fact("incarnation") or -1)
-        if newest > self._incarnation:
-            self.connection.execute("ROLLBACK")
-            raise self._taken_over(newest)
-        self.set_fact("incarnation", str(self._incarnation))
+        self.life = int(self.fact("life") or 0) + 1
+        self.set_fact("life", str(self.life))
         self.connection.execute("COMMIT")
 
     def close(self) -> None:
@@ -111,14 +128,9 @@ class Database:
                 raise
 
     def _check_owner(self) -> None:
-        owner = int(self.fact("incarnation") or -1)
-        if owner != self._incarnation:
-            raise self._taken_over(owner)
-
-    def _taken_over(self, by: int) -> TakenOver:
-        return TakenOver(
-            f"{self._path} is written by loader incarnation {by}; this is {self._incarnation}"
-        )
+        owner = int(self.fact("life") or 0)
+        if owner != self.life:
+            raise TakenOver(f"{self._path} is written by life {owner}; this is {self.life}")
 
     @contextlib.contextmanager
     def clear_errors(self) -> Generator[None]:

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors import leftovers, rundir
 from actors.data.corpus import Corpus, SourceFile
-from actors.data.database import LedgerError, TakenOver
+from actors.data.database import LedgerError, TakenOver, newest_life
 from actors.data.feed import Composition, Fact, Refusal, Shape
 from actors.data.ledger import Ledger
 from actors.data.packing import Document, Packer
+from actors.supervisor import table
 
 SHAPE = Shape(ranks=1, rows=1, row_tokens=4, steps=10, lookahead=1)
 
@@ -76,14 +78,17 @@ def test_a_token_cannot_be_delivered_twice(tmp_path: Path):
 
 
 def test_an_older_life_can_write_no_more(tmp_path: Path):
-    with Ledger(tmp_path / "ledger.sqlite", incarnation=1) as old:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as old:
         old.commit(composition(1), SHAPE)
-        with Ledger(tmp_path / "ledger.sqlite", incarnation=2) as new:
-            with pytest.raises(TakenOver, match="incarnation 2"):
+        with Ledger(path, life=old.life) as helper:
+            helper.quarantine(5, "helped", 3)
+        with Ledger(path) as new:
+            with pytest.raises(TakenOver, match="life 2"):
                 old.commit(composition(2, sample=1), SHAPE)
+            with pytest.raises(TakenOver):
+                Ledger(path, life=old.life)
             new.commit(composition(2, sample=1), SHAPE)
-    with pytest.raises(TakenOver):
-        Ledger(tmp_path / "ledger.sqlite", incarnation=1)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
@@ -153,3 +158,24 @@ def test_batches_far_behind_are_dropped(tmp_path: Path):
         assert [ledger.batch(step, 0) is not None for step in range(1, 6)] == (
             [False, False, True, True, True]
         )
+
+
+def test_a_resumed_run_counts_on_from_the_lives_the_ledger_knows(tmp_path: Path):
+    run = rundir.create(tmp_path / "run")
+    with Ledger(run.ledger, incarnation=5):
+        pass
+    table.write(run, {"loader": table.row(None, 2), "trainer/0": table.row(None, 3)})
+    leftovers.clear(run)
+    assert {name: row.incarnation for name, row in table.read(run).items()} == {
+        "loader": 5,
+        "trainer/0": 3,
+    }
+    run.processes.unlink()
+    leftovers.clear(run)
+    assert table.read(run)["loader"].incarnation == 5
+
+
+def test_a_ledger_that_cannot_be_read_has_no_owner(tmp_path: Path):
+    assert newest_life(tmp_path / "nothing") == 0
+    (tmp_path / "noise").write_bytes(b"noise" * 1000)
+    assert newest_life(tmp_path / "noise") == 0
