@@ -21,7 +21,7 @@ SUPERVISION = (
     "supervision.intensity=3",
     "supervision.period_s=30.0",
     "supervision.stop_s=2.0",
-    "supervision.orphan_grace_s=2.0",
+    "supervision.orphan_grace_s=15.0",
 )
 
 

@@ -64,7 +64,7 @@ def test_the_supervisor_is_replaced_and_nobody_else_notices(crew: Crew):
     before = crew.rows()
     who = crew.kill("supervisor")
     crew.wait_for_another("supervisor", who, 10.0)
-    time.sleep(3.0)  # longer than silence_s and orphan_grace_s
+    time.sleep(2.5)  # longer than silence_s: whoever it does not hear by then is killed
     after = crew.rows()
     for name in (*ACTORS, "forkserver/light"):
         assert after[name].who == before[name].who
@@ -112,7 +112,9 @@ def test_everything_killed_at_once_comes_back(crew: Crew):
     assert {crew.rows()[name].incarnation for name in ACTORS} == {2}
 
 
-def test_without_launcher_and_supervisor_the_actors_leave(crew: Crew):
+def test_without_launcher_and_supervisor_the_actors_leave(make_crew: Callable[..., Crew]):
+    crew = make_crew(ACTORS, "supervision.orphan_grace_s=1.5")
+    crew.wait_for(*ACTORS)
     crew.kill_launcher()
     crew.kill("supervisor")
     wait_until(lambda: not crew.processes(), 15.0, "the end of all actors")
@@ -124,7 +126,7 @@ def test_a_new_launcher_adopts_what_still_lives(crew: Crew):
     crew.kill("supervisor")
     crew.again()
     crew.wait_for_another("supervisor", before["supervisor"].who)  # type: ignore[arg-type]
-    time.sleep(3.0)
+    time.sleep(2.5)
     for name in ACTORS:
         assert crew.rows()[name].who == before[name].who
     crew.interrupt()
