@@ -45,6 +45,7 @@ class Box:
         self.facts: dict[str, str] = {}  # what a probe found: why something does not hold, or ""
         self._clock = clock
         self.failure = ""  # why the program was not executed
+        self._ready = 0
         self._victim = -1  # pidfd of the process whose end is the end of all
         self._closed = False
         with contextlib.ExitStack() as stack:
@@ -135,10 +136,12 @@ class Box:
         word, _, rest = message.partition(" ")
         if word == "first":
             self._set_victim(speaker)
-        elif word == "started":
-            self.program, self.started_at = speaker, self._clock.now()
+        elif word == "ready":  # the program's process speaks for the last time
+            self._ready = speaker
             if not command.has_own_files(self.means):
                 self._set_victim(speaker)
+        elif word == "executed" and not self.failure:
+            self.program, self.started_at = self._ready, self._clock.now()
         elif word == "ended":
             status, peak, cpu_ms = map(int, rest.split())
             self.status, self.peak_memory, self.cpu_s = status, peak, cpu_ms / 1000

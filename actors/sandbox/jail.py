@@ -181,9 +181,13 @@ def _first(order: Order) -> int:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # nobody may look into us
     us = os.getpid()
+    executed, held = os.pipe()  # its other end closes when the program is executed
     program = os.fork()
     if program == 0:
         _leave(_guarded(order, "program", _become, us))
+    os.close(held)
+    os.read(executed, 1)
+    order.say("executed")
     if order.has_namespaces:
         kernel.drop_capabilities()
     ended, status, usage = os.wait4(-1, 0)
@@ -278,7 +282,7 @@ def _become(order: Order, first: int) -> int:
     if order.has("--probe"):
         probe.report(order.say, int(order.one("--parent")))
         return 0
-    order.say("started")
+    order.say("ready")
     env = dict(setting.split("=", 1) for setting in order.paths("--env"))
     try:
         os.execve(order.program[0], order.program, env)  # noqa: S606 - what all this is for

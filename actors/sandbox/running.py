@@ -160,7 +160,7 @@ class _Watch:
     def outcome(self) -> Outcome:
         """How it ended. Raises `NotStarted` when it never began."""
         jailed = self._box
-        if not jailed.program or jailed.failure:
+        if not jailed.program:
             raise NotStarted(jailed.failure)
         code = -signal.SIGKILL
         if jailed.status is not None:
