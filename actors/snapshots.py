@@ -45,6 +45,9 @@ class SnapshotCollector(Generic[T]):
         self._wanted = [NEWEST] * len(owned)
         self._asked: list[float | None] = [None] * len(owned)
         self._repeat_s = [REPEAT_S] * len(owned)
+        # How many times in a row all had answered, more than one version apart. While somebody
+        # trains that happens to a slow asker; a trainer's own shards cannot move without it.
+        self.far_apart = 0
 
     @property
     def missing(self) -> list[int]:
@@ -90,6 +93,7 @@ class SnapshotCollector(Generic[T]):
     def _align(self) -> None:
         """All shards have answered: ask again those that are not at the oldest version."""
         oldest = min(self._version)
+        self.far_apart = self.far_apart + 1 if max(self._version) > oldest + 1 else 0
         for shard, version in enumerate(self._version):
             if version == oldest:
                 continue

@@ -101,6 +101,8 @@ class Shard:
 
     def begin(self) -> None:
         """Go on where the state was left."""
+        if self.rounds.complete:
+            self._start_clock()
         self._perform(self.rounds.begin(self._clock.now()))
 
     def tick(self) -> None:
@@ -289,7 +291,9 @@ class Shard:
         return Counts(*(sum(column) for column in zip(*each, strict=True)))
 
     def _start_clock(self) -> None:
-        """The first step is timed from the first sign of somebody who wants to compute it."""
+        """The first step is timed from the first sign of somebody who wants to compute it, that of
+        a later life from its beginning.
+        """
         if self._since is None:
             self._since = self._clock.now()
 

@@ -14,7 +14,7 @@ from actors.gradient_slots import GradientSlots
 from actors.loop import Mailbox
 from actors.parameters import parameters
 from actors.seat import Seat
-from actors.trainer.trainer import Trainer
+from actors.trainer.trainer import ShardsDisagree, Trainer
 from protocol import segments
 from protocol.clock import MonotonicClock
 from protocol.errors import SegmentError
@@ -45,13 +45,19 @@ def main(seat: Seat) -> int:
             device=seat.device,
             progress=mailbox.progress,
         )
-        while mailbox.stopping is None:
-            _turn(trainer, mailbox)
+        try:
+            while mailbox.stopping is None:
+                _turn(trainer, mailbox)
+        except ShardsDisagree as error:
+            mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
+            mailbox.close(failed=str(error))
+            return 1
+        finally:
+            if segment is not None:
+                segment.close()
         mailbox.log.info("trainer leaves", reason=mailbox.stopping.reason)
         if mailbox.forsaken == "orphaned":
             segments.unlink(gradients)
-        if segment is not None:
-            segment.close()
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from actors.topology import Topology
 from actors.trainer import rounds
 from actors.trainer.rounds import Instruction, TrainerRounds
 from actors.trainer.step import GradientHooks, Sums, run_step
+from kernels.model.config import TrainConfig
 from protocol import messages as m
 from protocol.clock import Clock
 from protocol.errors import Malformed, ProtocolError
@@ -29,6 +31,9 @@ from protocol.tensors import Attached, Frames, read
 
 if TYPE_CHECKING:
     from actors.published import Array
+
+# Shards that were this often found more than one version apart will never agree.
+MOST_FAR_APART = 5
 
 Payload = tuple[m.Update | m.Codes, Sequence[memoryview]]
 
@@ -40,6 +45,10 @@ class _Rows:
     tokens: Tensor  # int64 (rows, seq_len + 1)
     documents: Tensor
     text_bytes: int
+
+
+class ShardsDisagree(RuntimeError):
+    """The shards' states cannot belong to one run: nothing that a restart would mend."""
 
 
 class Trainer:
@@ -68,6 +77,7 @@ class Trainer:
         self._owner = {p.name: k for k, shard in enumerate(owned) for p in shard}
         self.rounds = TrainerRounds(self._owner, topology.steps)
         self.replica = Replica(topology.model, device)
+        self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(
             [[p.name for p in shard] for shard in owned]
@@ -87,7 +97,10 @@ class Trainer:
     # --- hearing ---------------------------------------------------------------------------------
 
     def hear(self, sender: str, message: m.Message, frames: Sequence[memoryview] = ()) -> None:
-        """Act on a message. What makes no sense is counted and dropped."""
+        """Act on a message. What makes no sense is counted and dropped.
+
+        Raises `ShardsDisagree`.
+        """
         try:
             self._hear(sender, message, frames)
         except ProtocolError:
@@ -134,6 +147,12 @@ class Trainer:
         parameter = self.replica.named[message.param]
         tensors = read_codes(parameter, message, frames, self._attached)
         self._collector.add(shard, message.version, message.param, tensors)
+        if self._collector.far_apart >= MOST_FAR_APART:
+            raise ShardsDisagree(
+                "the optimizer shards hold versions that are more than one step apart, so they "
+                "were restored from different checkpoints: remove the damaged one that a shard "
+                "names in its log as skipped, then resume"
+            )
         snapshot = self._collector.result()
         if snapshot is not None:
             self.replica.load(snapshot.parameters)

@@ -47,6 +47,8 @@ def test_trainers_and_shards_equal_a_plain_loop_bit_for_bit(trainers: int, shard
         ("model.activation_checkpointing=true",),
         ("optimizer.matrices.kind=adamw", "optimizer.dense.clip=0.01"),
         ("optimizer.matrices.coefficients=polar_express", "optimizer.matrices.clip=0.01"),
+        ("model.streams=2", "optimizer.dense.weight_decay=0.1"),
+        ("model.predict_tokens=3", "model.prediction=sequential", "train.prediction_weight=1"),
     ],
     ids=lambda overrides: overrides[0],
 )
