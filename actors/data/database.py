@@ -1,8 +1,7 @@
 """A SQLite file with one writer: opening, checking, fencing, and errors in words.
 
-A process that was declared dead may still run for a moment. Whoever opens the file counts its
-lives one up, and every transaction checks that the count is still its own: an older one can change
-nothing. The count is the file's, so that it only grows whatever else is lost.
+A process that was declared dead may still run for a moment. Each life writes its incarnation
+first and every transaction checks that it is still there, so an older one can change nothing.
 """
 
 import contextlib
@@ -42,11 +41,10 @@ def newest_life(path: Path) -> int:
 class Database:
     """The file, with table `facts` (key, value) among those of `schema`."""
 
-    def __init__(self, path: Path, schema: str, *, durable: bool, life: int = 0) -> None:
-        """Opens or makes it. `durable`: fsync at every commit. `life`: on behalf of whoever opened
-        it as that life, 0: as a new one. Raises `LedgerError`, `TakenOver`."""
+    def __init__(self, path: Path, schema: str, *, incarnation: int, durable: bool) -> None:
+        """Opens or makes it. `durable`: fsync at every commit. Raises `LedgerError`."""
         self._path = path
-        self.life = life
+        self._incarnation = incarnation
         with self.clear_errors():
             self.connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
         try:
@@ -88,12 +86,12 @@ class Database:
         execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
 
     def _take_over(self) -> None:
-        if self.life:
-            self._check_owner()
-            return
         self.connection.execute("BEGIN IMMEDIATE")
-        self.life = int(self.fact("life") or 0) + 1
-        self.set_fact("life", str(self.life))
+        newest = int(self.fact("incarnation") or -1)
+        if newest > self._incarnation:
+            self.connection.execute("ROLLBACK")
+            raise self._taken_over(newest)
+        self.set_fact("incarnation", str(self._incarnation))
         self.connection.execute("COMMIT")
 
     def close(self) -> None:
@@ -128,9 +126,14 @@ class Database:
                 raise
 
     def _check_owner(self) -> None:
-        owner = int(self.fact("life") or 0)
-        if owner != self.life:
-            raise TakenOver(f"{self._path} is written by life {owner}; this is {self.life}")
+        owner = int(self.fact("incarnation") or -1)
+        if owner != self._incarnation:
+            raise self._taken_over(owner)
+
+    def _taken_over(self, by: int) -> TakenOver:
+        return TakenOver(
+            f"{self._path} is written by loader incarnation {by}; this is {self._incarnation}"
+        )
 
     @contextlib.contextmanager
     def clear_errors(self) -> Generator[None]:

@@ -167,6 +167,11 @@ class LeaseTable:
         """Leases out."""
         return sum(len(worker.held) for worker in self.workers.values())
 
+    @property
+    def remote_workers(self) -> int:
+        """Workers of other hosts."""
+        return sum(not worker.shares_files for worker in self.workers.values())
+
     # --- workers ----------------------------------------------------------------------------------
 
     def join(

@@ -121,6 +121,11 @@ class Ledger:
             )
             self._base.set_fact("corpus", corpus.digest)
 
+    def has_corpus(self) -> bool:
+        """Has `store_corpus` been called?"""
+        with self._base.clear_errors():
+            return self._base.fact("corpus") is not None
+
     def corpus(self) -> Corpus | None:
         """What `store_corpus` stored; None before."""
         with self._base.clear_errors():

@@ -17,7 +17,7 @@ import msgspec
 from actors import process
 from actors.data.batches import Answer, Batches
 from actors.data.crew import Crew, Outcome
-from actors.data.database import LedgerError
+from actors.data.database import LedgerError, TakenOver
 from actors.data.door import Door
 from actors.data.feed import Feed, Recorded, Refusal
 from actors.data.leases import LeaseTable, Poisoned
@@ -71,6 +71,9 @@ class Loader:
                 if problem or self._mailbox.stopping:
                     return problem
                 return await self._serve(ledger)
+        except TakenOver as error:
+            self._mailbox.log.warning("another loader has taken over", why=str(error))
+            return ""
         except LedgerError as error:
             return str(error)
         except OSError as error:
@@ -89,7 +92,7 @@ class Loader:
 
     async def _prepare(self, ledger: Ledger) -> str:
         """See that corpus and tokenizer are there. Returns what a person has to put right."""
-        if self._run.tokenizer.exists() and ledger.corpus() is not None:
+        if self._run.tokenizer.exists() and ledger.has_corpus():
             return ""
         output = self._run.logs / "prepare.out"
         output.unlink(missing_ok=True)
@@ -318,6 +321,8 @@ class Loader:
             "slow": len(table.slow),
             "batches": self._batches.ahead,
             "leased": table.leased,
+            "workers": len(table.workers),
+            "remote_workers": table.remote_workers,
             "late": table.late,
             "samples": self._crew.finished,
             "refused": sum(self._refused.values()),

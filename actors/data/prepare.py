@@ -42,11 +42,6 @@ class Report(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def is_prepared(run: RunDir, ledger: Ledger) -> bool:
-    """Has this run been prepared before?"""
-    return run.tokenizer.exists() and ledger.corpus() is not None
-
-
 def prepare(run: RunDir, incarnation: int) -> Report:
     """Do what is still missing. Raises `SourceError`, `TokenizerError`, `LedgerError`, OSError."""
     began = time.monotonic()

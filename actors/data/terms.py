@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from actors.data.feed import Shape
 from actors.data.stages import stage_names
 from actors.data.tokenizer import digest_of
@@ -57,6 +59,7 @@ def facts_of(topology: Topology, tokenizer: bytes) -> dict[str, str]:
     shape = shape_of(topology)
     return {
         "seed": str(topology.seed),
+        "data.sources": msgspec.json.encode(topology.data.sources).decode(),
         "data.order": topology.data.order,
         "data.held_out_share": repr(topology.data.held_out_share),
         "actors.trainers": str(shape.ranks),

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from actors import rundir, topology
+from actors.data.database import newest_life
 from actors.rundir import RunDir
 from actors.seat import Seat
 from actors.topology import DataSpec, Topology
@@ -64,9 +65,7 @@ class Graph:
         self.notes = path / "notes"  # which worker did which stage of which sample
         self.lives: dict[str, int] = {}
         if self.run.ledger.exists():  # a resumed run counts on
-            self.lives["loader"] = int(
-                self.sql("SELECT value FROM facts WHERE key='incarnation'")[0][0]
-            )
+            self.lives["loader"] = newest_life(self.run.ledger)
         self.said: list[Received] = []
         self.supervisor = Node("supervisor", "supervisor", 1, MonotonicClock())
         self.supervisor.bind("control", endpoint(self.sockets, "control"))

@@ -78,17 +78,14 @@ def test_a_token_cannot_be_delivered_twice(tmp_path: Path):
 
 
 def test_an_older_life_can_write_no_more(tmp_path: Path):
-    path = tmp_path / "ledger.sqlite"
-    with Ledger(path) as old:
+    with Ledger(tmp_path / "ledger.sqlite", incarnation=1) as old:
         old.commit(composition(1), SHAPE)
-        with Ledger(path, life=old.life) as helper:
-            helper.quarantine(5, "helped", 3)
-        with Ledger(path) as new:
-            with pytest.raises(TakenOver, match="life 2"):
+        with Ledger(tmp_path / "ledger.sqlite", incarnation=2) as new:
+            with pytest.raises(TakenOver, match="incarnation 2"):
                 old.commit(composition(2, sample=1), SHAPE)
-            with pytest.raises(TakenOver):
-                Ledger(path, life=old.life)
             new.commit(composition(2, sample=1), SHAPE)
+    with pytest.raises(TakenOver):
+        Ledger(tmp_path / "ledger.sqlite", incarnation=1)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path):

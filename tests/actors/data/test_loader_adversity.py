@@ -301,7 +301,9 @@ def hosts() -> Iterator[list["subprocess.Popen[str]"]]:
     yield started
     for worker in started:
         worker.kill()
-        worker.communicate()
+        worker.wait()
+        if worker.stderr is not None:
+            worker.stderr.close()
 
 
 def attach(path: Path, name: str) -> "subprocess.Popen[str]":
