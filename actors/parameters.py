@@ -62,15 +62,34 @@ def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
     ]
     if not model.tie_embedding:
         dense.append(_dense("head.weight", V, C))
+    for k in range(model.predict_tokens - 1):
+        dense += _predictor(model, f"predictors.{k}")
     return tuple(dense)
+
+
+def _predictor(model: ModelSpec, name: str) -> list[Parameter]:
+    """A layer that predicts one token further, always with a plain residual."""
+    C = model.dim
+    enter: list[Parameter] = []
+    if model.prediction == "sequential":
+        enter = [
+            _dense(f"{name}.embedding_norm.weight", C),
+            _dense(f"{name}.hidden_norm.weight", C),
+            Parameter(f"{name}.join.weight", (C, 2 * C), _matrix_kind(model), "matrices"),
+        ]
+    layer = _layer(model, f"{name}.layer", streams=1)
+    return [*enter, *layer, _dense(f"{name}.norm.weight", C)]
+
+
+def _matrix_kind(model: ModelSpec) -> Kind:
+    return "ternary" if model.ternary else "dense"
 
 
 def _layer(model: ModelSpec, name: str, streams: int) -> list[Parameter]:
     C, F = model.dim, ffn_dim(model)
-    kind: Kind = "ternary" if model.ternary else "dense"
 
     def matrix(leaf: str, rows: int, columns: int) -> Parameter:
-        return Parameter(f"{name}.{leaf}.weight", (rows, columns), kind, "matrices")
+        return Parameter(f"{name}.{leaf}.weight", (rows, columns), _matrix_kind(model), "matrices")
 
     def connection(leaf: str) -> list[Parameter]:
         if streams == 1:
@@ -124,9 +143,13 @@ def applied_count(model: ModelSpec) -> int:
     """Parameters one token meets in a training step: layers, norm, gate and head once per loop.
 
     The embedding as such is a lookup and does not count; tied, it is also the head and does.
+    Predictors of further tokens are met once each, and each with the head.
     """
-    lookup = 0 if model.tie_embedding else model.vocab_size * model.dim
-    return model.loops * (unique_count(model) - lookup)
+    head = model.vocab_size * model.dim
+    lookup = 0 if model.tie_embedding else head
+    predictors = [_predictor(model, str(k)) for k in range(model.predict_tokens - 1)]
+    ahead = sum(p.numel for predictor in predictors for p in predictor)
+    return model.loops * (unique_count(model) - lookup - ahead) + ahead + len(predictors) * head
 
 
 def partition(params: tuple[Parameter, ...], shards: int) -> tuple[tuple[Parameter, ...], ...]:

@@ -85,6 +85,8 @@ class ModelSpec(Table, frozen=True):
     activation_checkpointing: bool = False
     streams: Annotated[int, Meta(ge=1, le=8)] = 1  # residual streams (mHC); 1: a plain residual
     stream_mixing: Literal["sinkhorn", "permutation"] = "sinkhorn"
+    predict_tokens: Annotated[int, Meta(ge=1, le=16)] = 1  # at every position; 1: the next one only
+    prediction: Literal["parallel", "sequential"] = "parallel"  # Gloeckle's or DeepSeek-V3's form
 
 
 class Source(Table, frozen=True):
@@ -121,6 +123,7 @@ class TrainSpec(Table, frozen=True):
     accumulation: Count = 1  # micro-batches per step
     threads: Count = 1  # torch threads of a CPU trainer
     exit_entropy_weight: NotNegative = 0.05  # beta of the exit gate's objective (Ouro, stage I)
+    prediction_weight: NotNegative = 0.3  # lambda of all predictions beyond the next token together
 
 
 class OptimizerGroup(Table, frozen=True):

@@ -51,7 +51,9 @@ def tensor_count(model: "ModelSpec") -> int:
     """How many parameter tensors the model has: the most optimizer shards that have work."""
     plain = model.layers * _TENSORS_PER_LAYER + _TENSORS_OUTSIDE + (not model.tie_embedding)
     connections = 2 * model.layers + 1 if model.streams > 1 else 0
-    return plain + _TENSORS_PER_CONNECTION * connections
+    predictor = _TENSORS_PER_LAYER + (4 if model.prediction == "sequential" else 1)
+    ahead = (model.predict_tokens - 1) * predictor
+    return plain + _TENSORS_PER_CONNECTION * connections + ahead
 
 
 def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
@@ -83,6 +85,12 @@ def _model(model: "ModelSpec", path: str) -> Iterator[Rule]:
             f"{model.streams} streams have {math.factorial(model.streams)} permutations, each with "
             f"a weight per token and sublayer; accepted: 1 to {_MOST_PERMUTED_STREAMS}, or "
             'stream_mixing = "sinkhorn"',
+        )
+    if model.predict_tokens > model.seq_len:
+        yield (
+            f"{path}.predict_tokens",
+            f"{model.predict_tokens} tokens ahead are further than a row of seq_len "
+            f"{model.seq_len}; accepted: 1 to seq_len",
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from actors.topology import Topology
 from actors.trainer import rounds
 from actors.trainer.rounds import Instruction, TrainerRounds
 from actors.trainer.step import GradientHooks, Sums, run_step
+from kernels.model.config import TrainConfig
 from kernels.model.config import TrainConfig
 from protocol import messages as m
 from protocol.clock import Clock
@@ -77,6 +79,7 @@ class Trainer:
         self._owner = {p.name: k for k, shard in enumerate(owned) for p in shard}
         self.rounds = TrainerRounds(self._owner, topology.steps)
         self.replica = Replica(topology.model, device)
+        self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(

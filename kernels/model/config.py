@@ -2,12 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from kernels.model.hyper_connections import MOST_PERMUTED_STREAMS, MOST_STREAMS, Mixing
 
 # Widths of feed-forward layers are multiples of this: matrix units like it.
 FFN_MULTIPLE = 64
+
+Prediction = Literal["parallel", "sequential"]
+
+# Fields of which there must be at least one.
+_COUNTS = ("dim", "layers", "heads", "loops", "vocab_size", "seq_len", "predict_tokens")
+
+
+def _known(cls: type[Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    return {name: value for name, value in table.items() if name in names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained. Field names are those of the topology's [train] table."""
+
+    prediction_weight: float = 0.3  # of all further predictions together
+
+    def __post_init__(self) -> None:
+        if self.prediction_weight < 0.0:
+            raise ValueError(
+                f"train.prediction_weight must be 0 or more, got {self.prediction_weight}"
+            )
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> Self:
+        """From a mapping, such as a topology's train table; fields unknown here are left alone."""
+        return cls(**_known(cls, table))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,15 +57,22 @@ class ModelConfig:
     activation_checkpointing: bool = False
     streams: int = 1  # residual streams (mHC); 1: a plain residual
     stream_mixing: Mixing = "sinkhorn"
+    predict_tokens: int = 1  # tokens predicted at every position; 1: the next
+    prediction: Prediction = "parallel"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "loops", "vocab_size", "seq_len"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.dim % (2 * self.heads):
             raise ValueError(
                 f"model.dim = {self.dim} cannot be split into {self.heads} heads of even width "
                 "(rotary embedding turns pairs): make it a multiple of twice model.heads"
+            )
+        if self.predict_tokens > self.seq_len:
+            raise ValueError(
+                f"model.predict_tokens = {self.predict_tokens} looks further than a row of "
+                f"model.seq_len = {self.seq_len}: accepted are 1 to {self.seq_len}"
             )
         most = MOST_STREAMS if self.stream_mixing == "sinkhorn" else MOST_PERMUTED_STREAMS
         if not 1 <= self.streams <= most:
@@ -49,8 +84,7 @@ class ModelConfig:
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
         """From a mapping, such as a topology's model table; fields unknown here are left alone."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in table.items() if name in known})
+        return cls(**_known(cls, table))
 
     @property
     def head_dim(self) -> int:

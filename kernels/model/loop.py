@@ -9,6 +9,7 @@ that far: p_t = lambda_t * prod_{j<t} (1 - lambda_j), and the last turn takes wh
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,30 @@ from kernels.model.layers import Call, Memory
 # Shapes: T loops, N tokens in any arrangement (or B, S), C width.
 
 
+# How a layer is called: at once, or in some way that spares memory or work in the backward pass.
+Apply = Callable[[nn.Module, Tensor, Call], Tensor]
+
+
+def directly(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
+    """Autograd keeps what it needs."""
+    out: Tensor = layer(x, call)
+    return out
+
+
+def checkpointed(layer: nn.Module, x: Tensor, call: Call) -> Tensor:
+    """Keeps only the layer's input and recomputes the rest in the backward pass: the same bits."""
+    # What is random inside is keyed, so there is no generator state worth keeping.
+    out: Tensor = checkpoint(layer, x, call, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+class Trunk(NamedTuple):
+    """What the loop made."""
+
+    states: list[Tensor]  # h_1 .. h_T, each (B, S, C)
+    last: Tensor  # what the final norm made h_T of, (B, S, C)
+
+
 def run_loops(
     layers: Iterable[nn.Module],
     norm: nn.Module,
@@ -28,30 +53,26 @@ def run_loops(
     rotary: tuple[Tensor, Tensor],
     *,
     loops: int,
-    checkpointing: bool,
+    apply: Apply = directly,
     memory: Callable[[int, int], Memory] | None = None,
     head: StreamsHead | None = None,
-) -> list[Tensor]:
-    """The states h_1 .. h_T, each (B, S, C).
+) -> Trunk:
+    """All turns of the loop over `layers`, each called by `apply`.
 
-    `checkpointing` keeps only the input of each layer call and recomputes the rest in the backward
-    pass; the gradients are the same bits. `memory(loop, layer)` gives cached keys and values.
-    With a `head` every turn of the loop runs on as many streams as the head joins at its end.
+    `memory(loop, layer)` gives cached keys and values. With a `head` every turn of the loop runs on
+    as many streams as the head joins at its end.
     """
     stack = list(layers)
     states: list[Tensor] = []
+    last_BSC = h_BSC
     for turn in range(loops):
         x = h_BSC if head is None else spread(h_BSC, head.streams)
         for index, layer in enumerate(stack):
-            call = Call(*rotary, memory(turn, index) if memory else None)
-            if checkpointing and torch.is_grad_enabled():
-                # No randomness inside, so there is no generator state worth keeping.
-                x = checkpoint(layer, x, call, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x, call)
-        h_BSC = norm(x if head is None else head(x))
+            x = apply(layer, x, Call(*rotary, memory(turn, index) if memory else None))
+        last_BSC = x if head is None else head(x)
+        h_BSC = norm(last_BSC)
         states.append(h_BSC)
-    return states
+    return Trunk(states, last_BSC)
 
 
 def exit_log_probabilities(gates_TN: Tensor) -> Tensor:

@@ -3,17 +3,18 @@
 Parameter names, shapes and order are those of `actors/parameters.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.model.config import ModelConfig
+from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.hyper_connections import StreamsHead
 from kernels.model.initialise import init_parameter
-from kernels.model.layers import Layer, Memory, Mode, RmsNorm, TernaryLinear, rotary_tables
-from kernels.model.loop import run_loops
+from kernels.model.layers import Call, Layer, Memory, Mode, RmsNorm, TernaryLinear, rotary_tables
+from kernels.model.loop import Apply, Trunk, checkpointed, directly, run_loops
+from kernels.model.multi_token import Predictor, shifted
 from kernels.precision.ternary import quantise
 
 
@@ -44,6 +45,10 @@ class LoopLM(nn.Module):
         self.norm = RmsNorm(C, config.norm_eps)
         self.exit_gate = nn.Linear(C, 1)
         self.head = None if config.tie_embedding else _Weight(V, C)
+        self.predictors = nn.ModuleList(
+            Predictor(config, mode) for _ in range(config.predict_tokens - 1)
+        )
+        self.train_config = TrainConfig()
         self._ternary = {
             f"{name}.weight": module
             for name, module in self.named_modules()
@@ -93,6 +98,10 @@ class LoopLM(nn.Module):
         for layer in self._ternary.values():
             layer.requantise()
 
+    def train_as(self, config: TrainConfig) -> None:
+        """From now on `objective` trains this model in that way."""
+        self.train_config = config
+
     def states(
         self,
         tokens_BS: Tensor,
@@ -101,30 +110,72 @@ class LoopLM(nn.Module):
         memory: Callable[[int, int], Memory] | None = None,
         requantise: bool = True,
     ) -> list[Tensor]:
-        """h_1 .. h_T, each (B, S, C), for int64 tokens (B, S).
+        """h_1 .. h_T, each (B, S, C); see `trunk`."""
+        return self.trunk(
+            tokens_BS, positions=positions, memory=memory, requantise=requantise
+        ).states
+
+    def trunk(
+        self,
+        tokens_BS: Tensor,
+        *,
+        positions: Tensor | None = None,
+        memory: Callable[[int, int], Memory] | None = None,
+        requantise: bool = True,
+    ) -> Trunk:
+        """What the loop makes of int64 tokens (B, S).
 
         `positions` (S,) or (B, S) default to 0 .. S - 1; `memory(loop, layer)` caches keys.
         Without `requantise` masters are promised not to have changed since it was last done.
         """
         if requantise:
             self.requantise()
-        S = tokens_BS.shape[1]
-        if positions is None and self.config.seq_len >= S:
-            rotary = self.cos[:S], self.sin[:S]
-        else:
-            if positions is None:
-                positions = torch.arange(S, device=tokens_BS.device)
-            rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_base)
         return run_loops(
             self.layers,
             self.norm,
-            functional.embedding(tokens_BS, self.embedding.weight),
-            rotary,
+            self.embed(tokens_BS),
+            self.rotary(tokens_BS.shape[1], positions),
             loops=self.config.loops,
-            checkpointing=self.config.activation_checkpointing and memory is None,
+            apply=self._way(memory is None),
             memory=memory,
             head=self.streams_head,
         )
+
+    def predictions(
+        self, trunk: Trunk, tokens_BT: Tensor, same_KBS: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Each predictor's state, normed, (B, S, C), for rows of S + 1 tokens.
+
+        `same_KBS[k]` says whether the token k + 1 ahead is in the same document.
+        """
+        S = tokens_BT.shape[1] - 1
+        call, apply = Call(*self.rotary(S)), self._way(True)
+        h_BSC, out = trunk.last, list[Tensor]()
+        for k, predictor in enumerate(self.predictors):
+            assert isinstance(predictor, Predictor)
+            if predictor.sequential:
+                e_BSC = self.embed(shifted(tokens_BT, k + 1)) * same_KBS[k].unsqueeze(-1)
+                h_BSC = made = predictor(h_BSC, e_BSC, call, apply)
+            else:
+                made = predictor(h_BSC, h_BSC, call, apply)
+            out.append(predictor.norm(made))
+        return out
+
+    def _way(self, checkpointing: bool) -> Apply:
+        wanted = self.config.activation_checkpointing and checkpointing
+        return checkpointed if wanted and torch.is_grad_enabled() else directly
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(...,) -> (..., C)."""
+        return functional.embedding(tokens, self.embedding.weight)
+
+    def rotary(self, count: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin of `positions` (S,) or (B, S); by default of the first `count`."""
+        if positions is None:
+            if self.config.seq_len >= count:
+                return self.cos[:count], self.sin[:count]
+            positions = torch.arange(count, device=self.cos.device)
+        return rotary_tables(positions, self.config.head_dim, self.config.rope_base)
 
     def gates(self, h: Tensor) -> Tensor:
         """Logits of leaving after the turn that made `h` (..., C): (...,)."""

@@ -87,6 +87,11 @@ class KeyValueCache:
         """The `count` positions just stored in every slot are now the past."""
         self.length += count
 
+    def rewind(self, length: int) -> None:
+        """Forget all positions after the first `length`."""
+        assert 0 <= length <= self.length
+        self.length = length
+
     def mask(self, start: int, stop: int) -> Tensor | None:
         """Which keys 0 .. stop - 1 queries start .. stop - 1 may see, (B, 1, S, stop).
 

@@ -42,6 +42,9 @@ def tiny(**changes: object) -> ModelSpec:
         tiny(dim=96, heads=3, activation_checkpointing=True),
         tiny(streams=4),
         tiny(streams=3, stream_mixing="permutation", tie_embedding=False),
+        tiny(predict_tokens=3),
+        tiny(predict_tokens=2, prediction="sequential", tie_embedding=False, ternary=False),
+        tiny(predict_tokens=3, prediction="sequential", streams=2),
     ],
 )
 def test_names_shapes_and_order_are_the_models_own(spec: ModelSpec, mode: Mode):
@@ -50,7 +53,9 @@ def test_names_shapes_and_order_are_the_models_own(spec: ModelSpec, mode: Mode):
     assert [(p.name, p.shape) for p in parameters(spec)] == expected
 
 
-@pytest.mark.parametrize("spec", [tiny(), tiny(ternary=False)])
+@pytest.mark.parametrize(
+    "spec", [tiny(), tiny(ternary=False), tiny(predict_tokens=2, prediction="sequential")]
+)
 def test_ternary_means_a_ternary_layer(spec: ModelSpec):
     model = LoopLM(ModelConfig.of(msgspec.structs.asdict(spec)))
     assert [p.name for p in parameters(spec) if p.kind == "ternary"] == list(model.ternary_layers())
@@ -93,6 +98,10 @@ def test_applied_counts_every_loop_but_not_the_lookup():
     assert applied_count(tiny()) == 2 * unique_count(tiny())
     untied = tiny(tie_embedding=False)
     assert applied_count(untied) == applied_count(tiny())
+    predictor = unique_count(tiny(predict_tokens=2)) - unique_count(tiny())
+    head = TINY.vocab_size * TINY.dim
+    ahead = applied_count(tiny(predict_tokens=3)) - applied_count(tiny())
+    assert ahead == 2 * (predictor + head)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 5, 30])

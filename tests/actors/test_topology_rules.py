@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,6 +23,10 @@ PARTS = ("warmup", "stable", "decay")
         (
             ["model.streams=5", 'model.stream_mixing="permutation"'],
             "model.streams: 5 streams have 120 permutations",
+        ),
+        (
+            ["model.seq_len=3", "model.predict_tokens=4", "rollout.max_new_tokens=2"],
+            "model.predict_tokens: 4 tokens ahead are further than a row of seq_len 3",
         ),
         (["actors.optimizer_shards=300"], "accepted: 1 to 264"),
         (["actors.trainers=3"], "actors.trainers: 3 trainers for hardware.gpus = 2"),
@@ -83,7 +88,13 @@ def test_without_rollouts_nothing_is_held_out():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_most_shards_are_as_many_as_there_are_parameters(name: str, tied: bool):
     model = msgspec.structs.replace(topology.load(name).model, tie_embedding=tied)
-    for changes in ({}, {"streams": 4}):
+    further: list[dict[str, Any]] = [
+        {},
+        {"streams": 4},
+        {"predict_tokens": 4},
+        {"predict_tokens": 3, "prediction": "sequential"},
+    ]
+    for changes in further:
         changed = msgspec.structs.replace(model, **changes)
         assert tensor_count(changed) == len(parameters(changed))
 

@@ -29,7 +29,7 @@ from actors.data.stages import STAGES, Options, SampleProblem, State, stage_name
 from actors.optimizer.layout import group_of
 from actors.parameters import parameters
 from actors.topology import Topology
-from kernels.model.config import ModelConfig
+from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.model import LoopLM
 from kernels.model.objective import counted_targets, objective
 from kernels.optimizers import adamw, muon
@@ -54,6 +54,7 @@ class PlainLoop:
         self.topology = topology
         config = ModelConfig.of(msgspec.to_builtins(topology.model))
         self.model = LoopLM(config, "master")
+        self.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self.model.initialise(topology.seed)
         self.state: dict[str, dict[str, Tensor]] = {}
         for parameter in parameters(topology.model):

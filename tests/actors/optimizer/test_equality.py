@@ -1,5 +1,6 @@
 """The graph computes what a plain loop computes, bit for bit, however it is cut or disturbed."""
 
+import os
 import random
 
 import pytest
@@ -58,6 +59,23 @@ def test_every_setting_equals_its_plain_loop(overrides: tuple[str, ...]):
         tiny(f"steps={STEPS}", "actors.trainers=2", "actors.optimizer_shards=2", *overrides)
     )
     assert exchange.run() == digests[-1]
+
+
+def test_shared_memory_makes_no_difference():
+    """Large tensors travel as references: gradients to the shards, the embedding to the trainers."""
+    wide = ("model.vocab_size=1000",)
+    _, digests = plain(2, *wide)
+    topology = tiny(f"steps={STEPS}", "actors.trainers=2", "actors.optimizer_shards=2", *wide)
+    exchange = Exchange(topology, shared=f"equality{os.getpid()}")
+    try:
+        for number in exchange.turns():
+            if number == 2:
+                exchange.shards[0] = exchange.new_shard(0)
+                exchange.trainers[1].close()
+                exchange.trainers[1] = exchange.new_trainer(1)
+        assert exchange.shards[0].weights_digest() == digests[-1]
+    finally:
+        exchange.close()
 
 
 def test_replicas_equal_the_shards_after_every_run():
