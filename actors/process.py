@@ -8,8 +8,6 @@ The only file that imports subprocess.
 """
 
 import contextlib
-import ctypes
-import errno
 import fcntl
 import os
 import resource
@@ -23,21 +21,20 @@ from pathlib import Path
 
 import msgspec
 
+from actors.ourselves import become_subreaper as become_subreaper
+from actors.ourselves import die_with_parent as die_with_parent
+from actors.ourselves import set_name as set_name
+from actors.ourselves import try_lock as try_lock
+
 # Set in the environment of every process of a run, so that what is left of a run can be found
 # even when every table is lost: /proc/PID/environ keeps what a process was executed with, and a
 # forked child shows its parent's.
 RUN_MARK = "TRIREME_RUN"
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_DEFAULT_SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGPIPE,
-    signal.SIGCHLD,
-    signal.SIGUSR2,
-)
+_DEFAULT_SIGNALS = [
+    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "PIPE", "CHLD", "USR2")
+]
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -75,9 +72,11 @@ def myself() -> Identity:
 
 
 def alive(who: Identity) -> bool:
-    """Whether that very process still runs. A zombie has ended."""
+    """Whether that very process still runs. A zombie has ended, once its last thread has."""
     fields = _stat(who.pid)
-    return fields is not None and int(fields[19]) == who.ticks and fields[0] not in ("Z", "X")
+    if fields is None or int(fields[19]) != who.ticks:
+        return False
+    return fields[0] not in ("Z", "X") or int(fields[17]) > 1
 
 
 def age_s(who: Identity) -> float:
@@ -225,46 +224,6 @@ def start(
     return who
 
 
-@dataclass(frozen=True, slots=True)
-class Helper:
-    """A child that answers over pipes. Its maker closes both ends and reaps it."""
-
-    who: Identity
-    to: int  # its stdin: we write
-    back: int  # its stdout: we read
-
-
-def start_helper(command: Sequence[str], *, env: Mapping[str, str]) -> Helper:
-    """Start a program whose stdin and stdout are pipes to us. Raises OSError.
-
-    It sees the end of its stdin when we die, and inherits no other descriptor of ours but stderr.
-    """
-    theirs_in, to = os.pipe()
-    back, theirs_out = os.pipe()
-    try:
-        pid = os.posix_spawn(
-            command[0],
-            list(command),
-            env,
-            setsigmask=(),
-            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
-            file_actions=(
-                (os.POSIX_SPAWN_DUP2, theirs_in, 0),
-                (os.POSIX_SPAWN_DUP2, theirs_out, 1),
-            ),
-        )
-    except OSError:
-        os.close(to)
-        os.close(back)
-        raise
-    finally:
-        os.close(theirs_in)
-        os.close(theirs_out)
-    who = identity(pid)  # ours to reap, so it cannot have vanished
-    assert who is not None
-    return Helper(who, to, back)
-
-
 def start_wired(
     command: Sequence[str], *, env: Mapping[str, str], wires: Sequence[int]
 ) -> Identity:
@@ -395,43 +354,3 @@ def _ended(pid: int, status: int, usage: resource.struct_rusage) -> Ended:
         max_rss_bytes=usage.ru_maxrss * 1024,
         cpu_s=usage.ru_utime + usage.ru_stime,
     )
-
-
-# --- Ourselves ------------------------------------------------------------------------------------
-
-
-def become_subreaper() -> None:
-    """Orphans among our descendants become our children instead of init's."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel signal us when the thread that made us ends. For helpers that own nothing."""
-    _prctl(_PR_SET_PDEATHSIG, number)
-
-
-def set_name(name: str) -> None:
-    """What `ps` and `top` call this process; the kernel keeps 15 characters."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
-
-
-def try_lock(path: Path) -> int | None:
-    """Lock a file until the returned descriptor is closed or we die; None when it is locked.
-
-    Raises OSError when the file cannot be made.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl({option}): {errno.errorcode.get(number, '?')}")

@@ -112,7 +112,7 @@ class Driven:
 
         return self.until(all_live, s, f"life of {names}")
 
-    def wait_for_another(self, name: str, than: Identity, s: float = 20.0) -> Identity:
+    def wait_for_another(self, name: str, than: Identity | None, s: float = 20.0) -> Identity:
         """Until a new life of that name is there."""
 
         def another() -> Identity | None:

@@ -126,7 +126,7 @@ def test_a_run_survives_its_launcher_and_its_supervisor(start: Start, undisturbe
     run.kill_launcher()
     run.kill("supervisor")
     again = run.resume()
-    again.wait_for_another("supervisor", before["supervisor"].who)  # type: ignore[arg-type]
+    again.wait_for_another("supervisor", before["supervisor"].who)
     assert again.rows()["trainer/0"].who == before["trainer/0"].who
     assert again.finish(200) == 0, again.story()
     assert digests(again) == undisturbed

@@ -8,6 +8,8 @@ import pytest
 
 from actors import rundir, topology
 from actors.rundir import RunDir
+from actors.supervisor.events import Place
+from actors.topology import SupervisionSpec
 from tests.harness import Driven, python, python_env
 
 ACTORS = ("recorder", "loader", "trainer/0", "trainer/1", "data_worker/0")
@@ -23,6 +25,29 @@ SUPERVISION = (
     "supervision.stop_s=2.0",
     "supervision.orphan_grace_s=15.0",
 )
+
+
+# --- For the decider alone
+
+SPEC = SupervisionSpec(
+    silence_s=5.0,
+    hang_s=60.0,
+    start_s=30.0,
+    intensity=3,
+    period_s=60.0,
+    backoff_s=0.05,
+    backoff_max_s=5.0,
+    stop_s=10.0,
+)
+PLACES = (
+    Place("recorder", "recorder", 0, 9),
+    Place("trainer/0", "trainer", 3, 6),
+    Place("trainer/1", "trainer", 3, 6),
+    Place("data_worker/0", "data_worker", 4, 5),
+)
+
+
+# --- For real processes
 
 
 class Crew(Driven):

@@ -94,7 +94,7 @@ def test_a_supervisor_that_hangs_is_replaced(crew: Crew):
 def test_a_killed_forkserver_takes_nobody_with_it(crew: Crew):
     before = crew.rows()
     crew.kill("forkserver/light")
-    crew.wait_for_another("forkserver/light", before["forkserver/light"].who)  # type: ignore[arg-type]
+    crew.wait_for_another("forkserver/light", before["forkserver/light"].who)
     assert crew.who("trainer/0") == before["trainer/0"].who
     old = crew.kill("trainer/0")
     crew.wait_for_another("trainer/0", old)
@@ -108,7 +108,7 @@ def test_everything_killed_at_once_comes_back(crew: Crew):
     for name in ("forkserver/light", "supervisor", *ACTORS):
         crew.kill(name)
     for name in ACTORS:
-        crew.wait_for_another(name, before[name].who)  # type: ignore[arg-type]
+        crew.wait_for_another(name, before[name].who)
     assert {crew.rows()[name].incarnation for name in ACTORS} == {2}
 
 
@@ -125,7 +125,7 @@ def test_a_new_launcher_adopts_what_still_lives(crew: Crew):
     crew.kill_launcher()
     crew.kill("supervisor")
     crew.again()
-    crew.wait_for_another("supervisor", before["supervisor"].who)  # type: ignore[arg-type]
+    crew.wait_for_another("supervisor", before["supervisor"].who)
     time.sleep(2.5)
     for name in ACTORS:
         assert crew.rows()[name].who == before[name].who

@@ -52,7 +52,7 @@ def test_shared_memory_outlives_its_users_and_the_supervisor(crew: Crew):
         segment.array("uint8", (4,))[:] = 7
     before = crew.rows()["supervisor"].who
     crew.kill("supervisor")
-    crew.wait_for_another("supervisor", before)  # type: ignore[arg-type]
+    crew.wait_for_another("supervisor", before)
     with segments.attach(name) as segment:
         assert segment.array("uint8", (5,)).tolist() == [7, 7, 7, 7, 0]
     crew.interrupt()
@@ -67,7 +67,7 @@ def test_a_damaged_process_table_costs_lives_but_not_the_run(crew: Crew):
     crew.kill("supervisor")
     crew.run.processes.write_text("{ torn")
     for name in ACTORS:
-        crew.wait_for_another(name, before[name].who)  # type: ignore[arg-type]
+        crew.wait_for_another(name, before[name].who)
     living = {who.pid for who in crew.processes()}
     assert {before[name].pid for name in ACTORS}.isdisjoint(living)
     crew.interrupt()

@@ -62,7 +62,7 @@ def test_kill_takes_names_and_globs(crew: Crew):
     done = call(crew, "kill", "trainer/*")
     assert (done.returncode, done.stdout) == (0, "SIGKILL sent to trainer/0, trainer/1\n")
     for name in ("trainer/0", "trainer/1"):
-        crew.wait_for_another(name, before[name].who)  # type: ignore[arg-type]
+        crew.wait_for_another(name, before[name].who)
     assert status(crew)["actors"] != []
     refused = call(crew, "kill", "helmsman")
     assert refused.returncode == 2
@@ -72,7 +72,7 @@ def test_kill_takes_names_and_globs(crew: Crew):
 def test_even_the_supervisor_can_be_killed_by_name(crew: Crew):
     before = crew.rows()
     assert call(crew, "kill", "supervisor", "--signal", "9").returncode == 0
-    crew.wait_for_another("supervisor", before["supervisor"].who)  # type: ignore[arg-type]
+    crew.wait_for_another("supervisor", before["supervisor"].who)
     assert crew.rows()["trainer/0"].who == before["trainer/0"].who
 
 
