@@ -1,39 +1,39 @@
 """The judge: asks the scorer child for verdicts and outlives it.
 
-A scorer that dies over a text is replaced and asked once more; the second death is the text's own
-doing and scores zero. A scorer that cannot even start is the machine's fault: that is
-`ScorerUnavailable`, never a reward.
+The scorer lives in a sandbox, as tight as this machine can make it. One that dies over a text is
+replaced and asked once more; the second death is the text's own doing and scores zero. A scorer
+that cannot even start is the machine's fault: that is `ScorerUnavailable`, never a reward.
 """
 
 import json
 import os
-import select
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors import process
 from actors.rollout.scoring import Verdict
-from protocol.clock import Clock, Deadline, MonotonicClock
+from actors.sandbox import view
+from actors.sandbox.serving import Gone, Served
+from actors.sandbox.terms import MB, Limits, NotStarted, TooLittle
+from protocol.clock import Clock
 
-# A request's whole time by the wall clock. Far above its processor limit (2 s), since rollouts run
-# at low priority and wait for their turn.
+# A request's whole time by the wall clock. Far above its processor limit, since rollouts run at low
+# priority and wait for their turn.
 WALL_S = 30.0
+# A text at the length limit takes a tenth of that.
+CPU_S = 2.0
+# Of address space; an interpreter at rest takes 40 MB of it.
+MEMORY_BYTES = 768 * MB
 # An interpreter starts in a tenth of a second; on a machine that swaps, in many.
 START_S = 60.0
-EXIT_S = 0.2  # from the end of its stdin to its own
 STARTS = 3  # attempts before the scorer counts as unavailable
 MAX_ANSWER_BYTES = 1 << 16
+DESCRIPTORS = 16
 
 SCORER = ("-m", "actors.rollout.scorer")
 
 
 class ScorerUnavailable(Exception):
     """No scorer process can be started: says why. The completions at hand stay without a score."""
-
-
-class _Died(Exception):
-    """The scorer ended or fell silent: says how."""
 
 
 class Judge:
@@ -53,12 +53,18 @@ class Judge:
     ) -> None:
         self.deaths = 0
         self._on_death = on_death
-        self._command = process.python(*command)
-        self._env = process.environment(run_id)
-        self._wall_s = wall_s
-        self._clock = clock or MonotonicClock()
-        self._helper: process.Helper | None = None
-        self._received = b""
+        # Without site packages and the current directory: the scorer needs neither.
+        self._command = (view.interpreter(), "-s", "-S", "-P", *command)
+        self._run_id = run_id
+        self._limits = Limits(
+            wall_s=wall_s,
+            cpu_s=CPU_S,
+            memory_bytes=MEMORY_BYTES,
+            output_bytes=MAX_ANSWER_BYTES,
+            descriptors=DESCRIPTORS,
+        )
+        self._clock = clock
+        self._scorer: Served | None = None
 
     def __enter__(self) -> "Judge":
         return self
@@ -72,113 +78,62 @@ class Judge:
         line = json.dumps(request).encode() + b"\n"
         cause = ""
         for _ in range(2):
-            self._ensure()
+            scorer = self._ensure()
             try:
-                return _verdict(self._ask(line, self._wall_s))
-            except _Died as error:
+                return _verdict(_decoded(scorer.ask(line)))
+            except Gone as error:
                 cause = str(error)
                 self._bury(cause)
         return Verdict("scorer died", detail=cause)
 
     def close(self) -> None:
         """End the scorer, if any."""
-        if self._helper is not None:
-            self._end()
+        if self._scorer is not None:
+            self._scorer.close()
+            self._scorer = None
 
-    def _ensure(self) -> None:
-        """Have a scorer that has said it is ready."""
+    def _ensure(self) -> Served:
+        """A scorer that has said it is ready. Raises `ScorerUnavailable`."""
         cause = ""
         for _ in range(STARTS):
-            if self._helper is not None:
-                return
+            if self._scorer is not None:
+                return self._scorer
             try:
-                self._helper = process.start_helper(self._command, env=self._env)
-                os.set_blocking(self._helper.to, False)
-                if self._ask(b"", START_S) == "ready":
-                    return
+                self._scorer = self._start()
+                if _decoded(self._scorer.ask(b"", within_s=START_S)) == "ready":
+                    return self._scorer
                 cause = "it spoke before it was ready"
-            except _Died as error:
+            except (Gone, NotStarted) as error:
                 cause = str(error)
-            except OSError as error:
-                cause = error.strerror or str(error)
+            except TooLittle as error:  # no other attempt will fare better
+                raise ScorerUnavailable(str(error)) from error
             self._bury(cause)
         raise ScorerUnavailable(f"the scorer does not start: {cause}")
 
-    def _ask(self, line: bytes, within_s: float) -> Any:
-        """Send a line and wait for one. Raises `_Died`."""
-        helper = self._helper
-        assert helper is not None
-        poller = select.poll()
-        poller.register(helper.back, select.POLLIN)
-        if line:
-            poller.register(helper.to, select.POLLOUT)
-        deadline = Deadline.after(self._clock, within_s, "the scorer's answer")
-        while b"\n" not in self._received:
-            ready = dict(poller.poll(deadline.left() * 1000))
-            if not ready:
-                raise _Died(f"no answer within {within_s:g} s")
-            if helper.to in ready and line:
-                line = self._send(helper.to, line)
-                if not line:
-                    poller.unregister(helper.to)
-            if helper.back in ready:
-                self._take(helper.back)
-        answer, _, self._received = self._received.partition(b"\n")
-        try:
-            return json.loads(answer)
-        except ValueError:
-            raise _Died("it answered something that is no JSON") from None
-
-    def _send(self, fd: int, line: bytes) -> bytes:
-        """What is still to be sent of `line`."""
-        try:
-            return line[os.write(fd, line) :]
-        except BlockingIOError:
-            return line
-        except OSError:  # EPIPE: it is gone, and reaping it tells how
-            raise _Died(self._how_it_ended()) from None
-
-    def _take(self, fd: int) -> None:
-        piece = os.read(fd, MAX_ANSWER_BYTES)
-        if not piece:
-            raise _Died(self._how_it_ended())
-        self._received += piece
-        if len(self._received) > MAX_ANSWER_BYTES:
-            raise _Died(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+    def _start(self) -> Served:
+        """Raises `NotStarted`, `TooLittle`."""
+        source = os.path.join(view.package(), "actors", "rollout")
+        return Served(
+            self._command,
+            limits=self._limits,
+            read_only=(*view.python(), source),
+            env={"PYTHONPATH": view.package()},
+            level="parse",  # it executes nothing of what it reads
+            run_id=self._run_id,
+            clock=self._clock,
+        )
 
     def _bury(self, cause: str) -> None:
         self.deaths += 1
+        self.close()
         self._on_death(cause)
-        if self._helper is not None:
-            self._end()
-
-    def _end(self) -> None:
-        """Close the pipes, which ends a healthy scorer; see to it that it has ended."""
-        helper = self._helper
-        assert helper is not None
-        os.close(helper.to)
-        os.close(helper.back)
-        self._how_it_ended()
-        self._helper, self._received = None, b""
-
-    def _how_it_ended(self) -> str:
-        """Kill the scorer unless it ends by itself at once, and reap it."""
-        assert self._helper is not None
-        who = self._helper.who
-        fd = process.pidfd(who)
-        if fd is not None:  # closed pipes and a live process: it is on its way out, or it hangs
-            if not _readable(fd, EXIT_S):
-                process.send_signal(who, signal.SIGKILL)
-                _readable(fd, START_S)
-            os.close(fd)
-        ended = next(process.reap(who.pid), None)
-        return "it is gone" if ended is None else process.words(ended.code)
 
 
-def _readable(fd: int, within_s: float) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(within_s * 1000))
+def _decoded(answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError:
+        raise Gone("it answered something that is no JSON") from None
 
 
 def _verdict(answer: Any) -> Verdict:
@@ -190,4 +145,4 @@ def _verdict(answer: Any) -> Verdict:
             detail=str(answer["detail"]),
         )
     except (KeyError, TypeError, ValueError):
-        raise _Died("its answer is no verdict") from None
+        raise Gone("its answer is no verdict") from None

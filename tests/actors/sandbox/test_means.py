@@ -33,7 +33,7 @@ def test_a_trial_notices_what_does_not_hold():
     found = means.examine(Means("limits"))
     assert not isinstance(found, str), found
     holds, lacks = found
-    assert {"files", "names", "network", "processes", "signals", "calls"} <= set(lacks)
+    assert {"files", "names", "network", "signals", "calls"} <= set(lacks)
     assert lacks["files"] == "/etc/passwd could be read"
     assert "memory" in holds
 
