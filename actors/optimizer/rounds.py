@@ -254,7 +254,7 @@ class ShardRounds:
         out: list[Instruction] = [
             Publish(version, name, (rank,))
             for name in lacking
-            if self.versions.get(name, -1) >= version
+            if name in self.versions and 0 <= self.versions[name] - version <= 1 <= version
         ]
         params = tuple(
             name

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import checkpoints
+from actors import checkpoints, gradient_slots
 from actors import topology as topologies
 from actors.optimizer import updates
 from actors.optimizer.checkpointing import Checkpoints
@@ -21,13 +21,15 @@ from actors.optimizer.layout import state_layout
 from actors.optimizer.restore import restore
 from actors.optimizer.shard import Shard
 from actors.optimizer.state import State
+from actors.parameters import parameters
 from actors.published import Array
 from actors.topology import Topology
 from actors.trainer.trainer import Trainer
-from protocol import codec
+from protocol import codec, segments
 from protocol import messages as m
 from protocol.clock import ManualClock
 from protocol.messages import WIRE_VERSION, Envelope
+from protocol.tensors import Attached
 from tests.benchmarks.plain_loop import Rows
 
 # Small tensors gain nothing from threads, and threads that wait for one another spin.
@@ -131,16 +133,25 @@ class Exchange:
     """All trainers and shards of a topology."""
 
     def __init__(
-        self, topology: Topology, office: PostOffice | None = None, directory: Path | None = None
+        self,
+        topology: Topology,
+        office: PostOffice | None = None,
+        directory: Path | None = None,
+        shared: str = "",
     ) -> None:
-        """With a `directory`, shards write checkpoints there and begin from the newest."""
+        """With a `directory`, shards write checkpoints there and begin from the newest; with a run
+        id `shared`, state and gradients lie in shared memory (see `close`).
+        """
         self.topology, self.directory = topology, directory
+        self._run_id = shared
+        self._attached = Attached(f"trireme-{shared}-") if shared else None
+        self._segments: dict[str, segments.Segment] = {}
         self.events: list[tuple[str, dict[str, object]]] = []
         self.office = office or PostOffice()
         self.clock = ManualClock()
         self.keepers: dict[int, Checkpoints] = {}
         self.memories = [
-            PlainMemory(state_layout(topology, k).total_bytes)
+            self._memory(f"optimizer_shard/{k}", "state", state_layout(topology, k).total_bytes)
             for k in range(topology.actors.optimizer_shards)
         ]
         self.shards = [self.new_shard(k) for k in range(topology.actors.optimizer_shards)]
@@ -154,7 +165,15 @@ class Exchange:
         else:
             self._fill(index, state)
         outbox = self.office.outbox(f"optimizer_shard/{index}")
-        shard = Shard(self.topology, index, state, outbox, self.clock)
+        shard = Shard(
+            self.topology,
+            index,
+            state,
+            outbox,
+            self.clock,
+            segment=self._segments.get(f"optimizer_shard/{index}"),
+            attached=self._attached,
+        )
         if self.directory is not None:
             self.keepers[index] = Checkpoints(
                 self.topology,
@@ -209,8 +228,31 @@ class Exchange:
 
     def new_trainer(self, rank: int) -> Trainer:
         """A trainer process starts."""
-        outbox = self.office.outbox(f"trainer/{rank}")
-        return Trainer(self.topology, rank, outbox, self.clock)
+        name = f"trainer/{rank}"
+        model, slots = self.topology.model, None
+        if self._run_id:
+            self._memory(name, "gradients", gradient_slots.segment_bytes(model))
+            slots = gradient_slots.GradientSlots(self._segments[name], parameters(model))
+        outbox = self.office.outbox(name)
+        return Trainer(
+            self.topology, rank, outbox, self.clock, slots=slots, attached=self._attached
+        )
+
+    def _memory(self, name: str, what: str, nbytes: int) -> "PlainMemory | segments.Segment":
+        if not self._run_id:
+            return PlainMemory(nbytes)
+        if name not in self._segments:
+            full = segments.segment_name(self._run_id, name, what)
+            self._segments[name] = segments.create(full, nbytes)
+        return self._segments[name]
+
+    def close(self) -> None:
+        """Remove shared memory."""
+        if self._attached is not None:
+            self._attached.close()
+        for segment in self._segments.values():
+            segment.close()
+            segments.unlink(segment.name)
 
     def deliver(self, limit: int = 1_000_000) -> int:
         """Deliver letters, oldest first; how many."""

@@ -62,7 +62,7 @@ def test_every_setting_equals_its_plain_loop(overrides: tuple[str, ...]):
 
 
 def test_shared_memory_makes_no_difference():
-    """Large tensors travel as references: gradients to the shards, the embedding to the trainers."""
+    """Large tensors travel as references: gradients one way, the embedding the other."""
     wide = ("model.vocab_size=1000",)
     _, digests = plain(2, *wide)
     topology = tiny(f"steps={STEPS}", "actors.trainers=2", "actors.optimizer_shards=2", *wide)
