@@ -85,6 +85,7 @@ class Supervisor:
         self.completed: tuple[int, str] | None = None  # last step, its weights_digest
         self.ready = False  # `supervision` exists
         self._signals = 0  # SIGTERMs so far
+        self._segments: dict[str, int] = {}  # names and bytes, once it has taken over
         self._ticked_at = 0.0
         self._pulse_at = 0.0
 
@@ -146,7 +147,8 @@ class Supervisor:
         )
         self.ready = True
         self.sweep()
-        segments.make(self.around.segments(self.run.run_id, self.topology))
+        self._segments = self.around.segments(self.run.run_id, self.topology)
+        segments.make(self._segments)
         living = [actor for actor in self.supervision.actors.values() if actor.who is not None]
         self.log.info("supervisor started", adopted=[actor.name for actor in living])
         for actor in living:
@@ -223,6 +225,8 @@ class Supervisor:
                 entry = self.around.roles[self.seats[name].role]
                 seat = places.seat(self.run, self.seats[name], incarnation)
                 self.beats.pop(name, None)
+                # Actors that found no supervisor for too long have removed theirs when they left.
+                segments.make(self._segments)
                 self.forkservers.fork(
                     entry.preload,
                     forkserver.Fork(

@@ -61,6 +61,18 @@ def test_shared_memory_outlives_its_users_and_the_supervisor(crew: Crew):
 
 
 @pytest.mark.system
+def test_shared_memory_that_an_orphan_has_removed_is_made_again_for_its_successor(crew: Crew):
+    name = segment_name(crew.run.run_id, "optimizer_shard/0", "state")
+    assert segments.unlink(name)
+    crew.wait_for_another("loader", crew.kill("loader"))
+    with segments.attach(name) as segment:
+        assert segment.array("uint8", (4,)).tolist() == [0, 0, 0, 0]
+    crew.interrupt()
+    assert crew.finish() == 130, crew.story()
+    assert crew.leftovers() == []
+
+
+@pytest.mark.system
 def test_a_damaged_process_table_costs_lives_but_not_the_run(crew: Crew):
     """Nobody is known any more, so everybody is replaced: two lives of a name would be worse."""
     before = crew.rows()
