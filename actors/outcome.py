@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from actors import rundir
 from actors.rundir import RunDir
-
-End = Literal["done", "failed", "stopped"]
+from actors.supervisor.events import End as End
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,8 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from actors.identity import Identity as Identity
 from actors.ourselves import become_subreaper as become_subreaper
 from actors.ourselves import die_with_parent as die_with_parent
 from actors.ourselves import set_name as set_name
@@ -36,13 +35,6 @@ _DEFAULT_SIGNALS = [
     getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "PIPE", "CHLD", "USR2")
 ]
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """One process among all that have lived since the machine started."""
-
-    pid: int
-    ticks: int  # field 22 of /proc/PID/stat: clock ticks from boot to its start
 
 
 @dataclass(frozen=True, slots=True)

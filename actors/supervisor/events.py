@@ -1,10 +1,12 @@
 """What the supervisor's shell tells its decider, and what the decider asks of the shell."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from actors.outcome import End
-from actors.process import Identity
+from actors.identity import Identity
 from protocol.messages import ActorState, Message
+
+End = Literal["done", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)

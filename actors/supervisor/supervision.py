@@ -19,7 +19,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from actors.process import Identity
+from actors.identity import Identity
 from actors.supervisor.events import (
     Bury,
     Completed,
