@@ -39,7 +39,7 @@ class Batches:
         self.shape = shape
         self._ledger = ledger
         self._make_feed = feed
-        self.feed = feed(ledger.recorded())
+        self.feed = feed(ledger.recorded(shape))
         self._replays = Replays(shape.row_tokens)
         self._waiting: dict[tuple[int, int], str] = {}
         self._to_lease: list[tuple[Key, int]] = []
@@ -149,7 +149,7 @@ class Batches:
             f"step {diverged.step} and later ones are composed anew: sample {refusal.key[1]} is "
             f"{refusal.kind} ({refusal.detail})"
         )
-        self.feed = self._make_feed(self._ledger.recorded())
+        self.feed = self._make_feed(self._ledger.recorded(self.shape))
         for step, rank in self._waiting:
             self.feed.requested(step, rank)
         self._replays = Replays(self.shape.row_tokens)

@@ -74,8 +74,9 @@ class Composition:
 
 @dataclass(frozen=True, slots=True)
 class Carry:
-    """A document whose first `start` tokens have been delivered."""
+    """A document whose first `start` tokens have been delivered in `lane`."""
 
+    lane: int  # row of a step, over all ranks
     key: Key
     start: int
     fact: Fact
@@ -86,7 +87,7 @@ class Recorded:
     """Where the ledger says we are."""
 
     next_step: int = 1
-    carry: Carry | None = None
+    carries: tuple[Carry, ...] = ()
     epoch: int = 0  # before it every sample is settled
     settled: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     left_out: set[int] = field(default_factory=set[int])
@@ -98,7 +99,7 @@ def checksum(tokens: Tokens) -> int:
 
 
 class Feed:
-    """The one stream all ranks are fed from."""
+    """The lanes all ranks are fed from."""
 
     def __init__(
         self,
@@ -122,9 +123,10 @@ class Feed:
             left_out=recorded.left_out,
         )
         self._buffer: Buffer[Document] = Buffer(order)
-        self._packer = Packer(shape.row_tokens)
-        self._carry = recorded.carry
-        self._carry_out = False
+        self._packer = Packer(shape.row_tokens, shape.step_rows)
+        # Lanes in the middle of a document: nothing is composed before they have the rest of it.
+        self._carries = {carry.key: carry for carry in recorded.carries}
+        self._carries_out = False
         self._turns: dict[Key, int] = {}  # drawn, not finished
         self._unrecorded: Counter[int] = Counter()  # by epoch: drawn, not in the ledger
         self._buffered_tokens = 0  # finished, not packed
@@ -157,33 +159,32 @@ class Feed:
 
     def draw(self) -> list[Draw]:
         """Samples to lease now, the most urgent first."""
+        steps = self._last_step() - self.next_step + 1
+        if steps <= 0:
+            return []
         out: list[Draw] = []
-        if self._carry is not None and not self._carry_out and self.next_step <= self._last_step():
-            self._carry_out = True
-            out.append(Draw(-1, *self._carry.key))
-        while self._has_room():
+        if self._carries and not self._carries_out:
+            self._carries_out = True
+            out += [Draw(-1, *key) for key in self._carries]
+        # A sample on its way is worth what samples were so far, but no more than one lane can use.
+        worth = max(1, min(self._seen_tokens // self._seen, steps * self.shape.row_tokens))
+        lacking = self._packer.lacking(steps) - worth * (len(self._turns) + len(self._buffer))
+        while lacking > 0 and len(self._turns) < _MAX_OUTSTANDING:
             draw = self._draws.next()
             self._dry = draw is None
             if draw is None:
                 break
             self._turns[draw.key] = draw.turn
             self._unrecorded[draw.epoch] += 1
+            lacking -= worth
             out.append(draw)
         return out
-
-    def _has_room(self) -> bool:
-        steps = self._last_step() - self.next_step + 1
-        if steps <= 0 or len(self._turns) >= _MAX_OUTSTANDING:
-            return False
-        wanted = steps * self.shape.step_rows * self.shape.row_tokens
-        expected = len(self._turns) * self._seen_tokens // self._seen
-        return self._packer.tokens + self._buffered_tokens + expected < wanted
 
     @property
     def exhausted(self) -> bool:
         """Every sample has been left out and nothing is on its way: the run cannot go on."""
         done = self.next_step > self.shape.steps
-        empty = not self._turns and not len(self._buffer) and self._carry is None
+        empty = not self._turns and not len(self._buffer) and not self._carries
         return self._dry and empty and not done
 
     @property
@@ -205,13 +206,12 @@ class Feed:
 
     def finished(self, document: Document) -> None:
         """A sample is done. Those not (or no longer) on their way are ignored."""
-        carry = self._carry
-        if carry is not None and document.key == carry.key:
+        carry = self._carries.pop(document.key, None)
+        if carry is not None:
             if Fact.of(document) == carry.fact:
-                self._packer.add(document, carry.start)
+                self._packer.resume(carry.lane, document, carry.start)
             else:
-                self._drop_carry("has changed since its first part was delivered")
-            self._carry = None
+                self._drop(carry, "has changed since its first part was delivered")
         elif document.key in self._turns:
             self._seen += 1
             self._seen_tokens += len(document.tokens)
@@ -222,25 +222,26 @@ class Feed:
     def refuse(self, refusal: Refusal) -> bool:
         """A sample turned out to be of no use. False when nobody had drawn it."""
         key = refusal.key
-        if self._carry is not None and key == self._carry.key:
-            self._drop_carry(f"is {refusal.kind} since its first part was delivered")
-            self._carry = None
+        carry = self._carries.pop(key, None)
+        if carry is not None:
+            self._drop(carry, f"is {refusal.kind} since its first part was delivered")
         elif key in self._turns:
             self._end_turn(key)
         else:
             return False
+        # The same sample may be on its way for two epochs at once.
+        self.refused += key[1] not in self._left_out
         self._left_out.add(key[1])
         self._refusals.append(refusal)
-        self.refused += 1
         self._pack()
         return True
 
     def quarantine(self, key: Key) -> None:
         """A sample is not to be tried again; the ledger knows already."""
         self._left_out.add(key[1])
-        if self._carry is not None and key == self._carry.key:
-            self._drop_carry("is quarantined since its first part was delivered")
-            self._carry = None
+        carry = self._carries.pop(key, None)
+        if carry is not None:
+            self._drop(carry, "is quarantined since its first part was delivered")
         elif key in self._turns:
             self._end_turn(key)
         self._pack()
@@ -250,18 +251,15 @@ class Feed:
         self._buffer.put(self._turns.pop(key), None)
         self._unrecorded[key[0]] -= 1
 
-    def _drop_carry(self, what: str) -> None:
-        assert self._carry is not None
-        left = self._carry.fact.tokens - self._carry.start
-        epoch, sample = self._carry.key
+    def _drop(self, carry: Carry, what: str) -> None:
+        left = carry.fact.tokens - carry.start
+        epoch, sample = carry.key
         self.warnings.append(
             f"sample {sample} {what} (epoch {epoch}): its last {left} tokens are left out"
         )
 
     def _pack(self) -> None:
-        """Move what is in turn to the packer. The rest of a carried document goes first."""
-        if self._carry is not None:
-            return
+        """Move what is in turn to the packer."""
         while (document := self._buffer.pop()) is not None:
             self._buffered_tokens -= len(document.tokens)
             self._packer.add(document)
@@ -269,9 +267,9 @@ class Feed:
 
     def compose(self) -> Composition | None:
         """The next step, once its rows are full and somebody will want it soon."""
-        if self.next_step > self._last_step():
+        if self.next_step > self._last_step() or self._carries:
             return None
-        packed = self._packer.take(self.shape.step_rows)
+        packed = self._packer.take()
         if packed is None:
             return None
         began = tuple(self._facts.popleft() for span in packed.spans if span.start == 0)

@@ -18,7 +18,7 @@ and every transaction checks that it is still there, so the older one can change
 """
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -223,32 +223,34 @@ class Ledger:
             raise LedgerError(self._base.damaged(f"document {missing[0]} is not described"))
         return {key: Fact(*row) for key, row in rows.items()}
 
-    def recorded(self) -> Recorded:
+    def recorded(self, shape: Shape) -> Recorded:
         """Where the run stands."""
         with self._base.clear_errors():
-            last = self._db.execute(
-                "SELECT epoch, sample, start + length, step FROM delivered "
-                "ORDER BY step DESC, rank DESC, row DESC, offset DESC LIMIT 1"
-            ).fetchone()
             left_out = {
                 sample
                 for (sample,) in self._db.execute(
                     "SELECT sample FROM refused UNION SELECT sample FROM quarantined"
                 )
             }
-            if last is None:
+            step = self._base.one("SELECT max(step) FROM delivered")
+            if step is None:
                 return Recorded(left_out=left_out)
-            epoch, sample, start, step = last
-            fact = self.known([(epoch, sample)])[epoch, sample]
-            carry = None
-            if start < fact.tokens and sample not in left_out:
-                carry = Carry((epoch, sample), start, fact)
             open_epoch = int(self._base.fact("open_epoch") or 0)
             settled: dict[int, set[int]] = {}
             query = "SELECT epoch, sample FROM documents WHERE epoch >= ?"
             for epoch, sample in self._db.execute(query, (open_epoch,)):
                 settled.setdefault(epoch, set()).add(sample)
-            return Recorded(step + 1, carry, open_epoch, settled, left_out)
+        carries = tuple(self._carries(step, shape, left_out))
+        return Recorded(step + 1, carries, open_epoch, settled, left_out)
+
+    def _carries(self, step: int, shape: Shape, left_out: set[int]) -> Iterator[Carry]:
+        """What every lane was in the middle of when `step` was full."""
+        last = {span.row: span for span in self.spans(step, shape)}
+        facts = self.known(span.key for span in last.values())
+        for lane, span in last.items():
+            start, fact = span.start + span.length, facts[span.key]
+            if start < fact.tokens and span.sample not in left_out:
+                yield Carry(lane, span.key, start, fact)
 
     def truncate(self, step: int, sample: int, kind: str, detail: str) -> None:
         """Forget `step` and all later ones, because `sample` is not what it was; leave it out."""

@@ -1,12 +1,16 @@
-"""One endless stream of tokens, cut into rows of equal length.
+"""Endless lanes of tokens, cut into rows of equal length.
 
-Documents follow one another in the order they are added; a row may hold several, a document may
-run over many rows. No token is lost, none is repeated, and every span is known by name. The bytes
-behind a document are shared out over its spans in whole numbers that sum to the document's bytes.
+Every row of a step has a lane of its own. A lane that runs out of tokens takes the next document,
+in the order they were added, and goes on with it in the same row of the steps that follow. So a
+batch shows as many documents at once as it has rows, instead of one long document after another.
+
+A row may hold several documents, a document may run over many steps. No token is lost, none is
+repeated, and every span is known by name. The bytes behind a document are shared out over its spans
+in whole numbers that sum to the document's bytes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,45 +63,75 @@ class _Open:
     document: Document
     start: int
 
+    @property
+    def left(self) -> int:
+        return len(self.document.tokens) - self.start
+
 
 class Packer:
-    """The stream."""
+    """The lanes, and the documents that wait for one."""
 
-    def __init__(self, row_tokens: int) -> None:
+    def __init__(self, row_tokens: int, lanes: int) -> None:
         self._row_tokens = row_tokens
-        self._stream: deque[_Open] = deque()
+        self._lanes: list[_Open | None] = [None] * lanes
+        self._queue: deque[Document] = deque()
         self.tokens = 0  # buffered
 
-    def add(self, document: Document, start: int = 0) -> None:
-        """Append a document, from its token `start` on: the rest has been delivered before."""
-        left = len(document.tokens) - start
-        if left > 0:
-            self._stream.append(_Open(document, start))
-            self.tokens += left
+    def add(self, document: Document) -> None:
+        """Append a document to those that wait."""
+        self._queue.append(document)
+        self.tokens += len(document.tokens)
 
-    def take(self, rows: int) -> Packed | None:
-        """The next `rows` rows, or None when there are not enough tokens."""
-        wanted = rows * self._row_tokens
-        if self.tokens < wanted:
+    def resume(self, lane: int, document: Document, start: int) -> None:
+        """`lane` goes on with the rest of a document, of which `start` tokens are delivered."""
+        assert self._lanes[lane] is None
+        self._lanes[lane] = _Open(document, start)
+        self.tokens += len(document.tokens) - start
+
+    def lacking(self, steps: int) -> int:
+        """Tokens without which the next `steps` steps are not full; 0: `take` so often."""
+        left = [0 if lane is None else lane.left for lane in self._lanes]
+        waiting = iter(self._queue)
+        lacking = 0
+        for _ in range(steps):
+            for i, at_hand in enumerate(left):
+                tokens = at_hand
+                while tokens < self._row_tokens and (document := next(waiting, None)) is not None:
+                    tokens += len(document.tokens)
+                lacking += max(0, self._row_tokens - tokens)
+                left[i] = max(0, tokens - self._row_tokens)
+        return lacking
+
+    def take(self) -> Packed | None:
+        """The next row of every lane, or None while one of them would not be full."""
+        if self.lacking(1):
             return None
-        flat = np.empty(wanted, np.int32)
-        spans: list[Span] = []
-        text_bytes = [0] * rows
-        at = 0
-        while at < wanted:
-            head = self._stream[0]
-            row, offset = divmod(at, self._row_tokens)
-            left = len(head.document.tokens) - head.start
-            length = min(left, self._row_tokens - offset)
-            flat[at : at + length] = head.document.tokens[head.start : head.start + length]
-            spans.append(Span(*head.document.key, head.start, length, row, offset))
-            text_bytes[row] += span_bytes(head.document, head.start, length)
-            at += length
+        rows = np.empty((len(self._lanes), self._row_tokens), np.int32)
+        spans = [span for row, into in enumerate(rows) for span in self._fill(row, into)]
+        text_bytes = [0] * len(rows)
+        for span, size in spans:
+            text_bytes[span.row] += size
+        self.tokens -= rows.size
+        return Packed(rows, tuple(span for span, _ in spans), tuple(text_bytes))
+
+    def _fill(self, row: int, into: Tokens) -> Iterator[tuple[Span, int]]:
+        """Fill one lane's row; its spans and the bytes behind each."""
+        offset = 0
+        while offset < len(into):
+            head = self._lanes[row]
+            if head is None:
+                head = self._lanes[row] = _Open(self._queue.popleft(), 0)
+            length = min(head.left, len(into) - offset)
+            document, start = head.document, head.start
+            into[offset : offset + length] = document.tokens[start : start + length]
+            yield (
+                Span(*document.key, start, length, row, offset),
+                span_bytes(document, start, length),
+            )
+            offset += length
             head.start += length
-            if length == left:
-                self._stream.popleft()
-        self.tokens -= wanted
-        return Packed(flat.reshape(rows, self._row_tokens), tuple(spans), tuple(text_bytes))
+            if not head.left:
+                self._lanes[row] = None
 
 
 def span_bytes(document: Document, start: int, length: int) -> int:

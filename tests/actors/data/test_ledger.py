@@ -19,9 +19,9 @@ SHAPE = Shape(ranks=1, rows=1, row_tokens=4, steps=10, lookahead=1)
 
 def composition(step: int, sample: int = 0) -> Composition:
     document = Document((0, sample), np.arange(4, dtype=np.int32), 9)
-    packer = Packer(4)
+    packer = Packer(4, 1)
     packer.add(document)
-    packed = packer.take(1)
+    packed = packer.take()
     assert packed is not None
     began = ((document.key, Fact.of(document)),)
     return Composition(step, packed, began, (Refusal((0, 99), "empty", ""),), 0)
@@ -74,7 +74,7 @@ def test_a_token_cannot_be_delivered_twice(tmp_path: Path):
         ledger.commit(composition(1), SHAPE)
         with pytest.raises(LedgerError, match="delivered twice"):
             ledger.commit(composition(2), SHAPE)
-        assert ledger.recorded().next_step == 2  # all of it or nothing
+        assert ledger.recorded(SHAPE).next_step == 2  # all of it or nothing
 
 
 def test_an_older_life_can_write_no_more(tmp_path: Path):
