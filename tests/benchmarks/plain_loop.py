@@ -158,9 +158,9 @@ def batches(topology: Topology, steps: int) -> Iterator[list[Rows]]:
     row_tokens = topology.model.seq_len + 1
     ranks = topology.actors.trainers
     each = topology.train.rows_per_trainer * topology.train.accumulation
-    packer = Packer(row_tokens)
+    packer = Packer(row_tokens, each * ranks)
     for _ in range(steps):
-        while (packed := packer.take(each * ranks)) is None:
+        while (packed := packer.take()) is None:
             draw = draws.next()
             assert draw is not None
             options = Options(
