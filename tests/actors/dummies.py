@@ -3,12 +3,8 @@
 What an actor of this file does is told by files in the run directory: `do-NAME` holds one word.
 """
 
-import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from actors import rundir, topology
@@ -67,41 +63,6 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def describe(seat: Seat) -> int:
-    json.dump(
-        {
-            "sid": os.getsid(0),
-            "cpus": sorted(os.sched_getaffinity(0)),
-            "nice": os.nice(0),
-            "comm": Path("/proc/self/comm").read_text().strip(),
-            "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
-        },
-        sys.stderr,
-    )
-    return 7
-
-
-def stamp(seat: Seat) -> int:
-    print(time.monotonic(), file=sys.stderr)
-    return 0
-
-
-def sleep(seat: Seat) -> int:
-    signal.pause()
-    return 0
-
-
-def crash(seat: Seat) -> int:
-    raise ValueError("on purpose")
-
-
-def have_a_child(seat: Seat) -> int:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    print("child", child.pid, file=sys.stderr, flush=True)
-    signal.pause()
-    return 0
 
 
 # --- Whoever keeps them ---------------------------------------------------------------------------

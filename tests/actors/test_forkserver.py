@@ -70,7 +70,7 @@ class Server:
             **what,
         )
         return Fork(
-            entry=f"tests.actors.dummies:{entry}", seat=seat, stderr=str(self.tmp / "actor.stderr")
+            entry=f"tests.actors.children:{entry}", seat=seat, stderr=str(self.tmp / "actor.stderr")
         )
 
     def printed(self) -> str:
