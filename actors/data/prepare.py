@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from actors import process, topology
-from actors.data import tokenizer
+from actors.data import rustc, tokenizer
 from actors.data.corpus import Corpus, IntArray, held_out_score
 from actors.data.database import LedgerError
 from actors.data.ledger import Ledger
@@ -43,10 +43,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def prepare(run: RunDir, incarnation: int) -> Report:
-    """Do what is still missing. Raises `SourceError`, `TokenizerError`, `LedgerError`, OSError."""
+    """Do what is still missing.
+
+    Raises `SourceError`, `TokenizerError`, `LedgerError`, `rustc.CannotVerify`, OSError.
+    """
     began = time.monotonic()
     wanted = topology.decode(run.topology.read_text(encoding="utf-8"), source=str(run.topology))
     report = Report()
+    if wanted.data.verify and any(one.language == "rust" for one in wanted.data.sources):
+        rustc.check_machine()
     with Ledger(run.ledger, incarnation=incarnation) as ledger:
         corpus = ledger.corpus()
         if corpus is None:
@@ -119,6 +124,8 @@ def main(run_dir: str, incarnation: str, parent: str) -> int:
     try:
         report = prepare(RunDir(Path(run_dir)), int(incarnation))
     except (SourceError, TokenizerError, LedgerError, topology.TopologyError) as error:
+        report = Report(problem=str(error))
+    except rustc.CannotVerify as error:
         report = Report(problem=str(error))
     except OSError as error:
         report = Report(problem=f"{error.filename or run_dir}: {error.strerror or error}")

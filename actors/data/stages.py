@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from actors.data import augmentation
 from actors.data.finding import kind_of
 from actors.data.parquet import ColumnError, RowReader
+from actors.data.rustc import Verifier
 from actors.data.tokenizer import Encoder
 from actors.topology import DataSpec
 from protocol.messages import SampleRef
@@ -53,6 +54,7 @@ class Options:
     epoch: int = 0  # of the sample at hand; augmentation differs between epochs
     augment_share: float = 0.0
     rows: RowReader = field(default_factory=RowReader)
+    rust: Verifier = field(default_factory=Verifier)
 
 
 Stage = Callable[[State, SampleRef, Options], State]
@@ -161,12 +163,18 @@ def _too_large(size: int, limit: int) -> SampleProblem:
 # --- verify ---------------------------------------------------------------------------------------
 
 
-def verify(state: State, ref: SampleRef, _options: Options) -> State:
-    """The text, unchanged, if it compiles. Languages without a check here pass."""
+def verify(state: State, ref: SampleRef, options: Options) -> State:
+    """The text, unchanged, if it compiles. Languages without a check here pass.
+
+    Raises `rustc.CannotVerify` where this machine lacks what Rust needs.
+    """
+    problem = None
     if ref.language == "python":
         problem = compile_problem(state.text.decode())
-        if problem is not None:
-            raise SampleProblem(*problem)
+    elif ref.language == "rust":
+        problem = options.rust.problem(state.text)
+    if problem is not None:
+        raise SampleProblem(*problem)
     return state
 
 

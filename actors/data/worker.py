@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors.data.rustc import CannotVerify
 from actors.data.stages import STAGES, Options, SampleProblem, Stage, State
 from actors.data.tokenizer import Encoder, TokenizerError, load
 from actors.loop import Mailbox, Remote
@@ -194,6 +195,9 @@ class Worker:
                 state = self._stages[stages[index]](state, lease.ref, options)
             except SampleProblem as problem:
                 self._refuse(lease, problem)
+                return
+            except CannotVerify as error:  # our fault, not the sample's: another worker may
+                self._fail(str(error))
                 return
             now = self._clock.now()
             stage_s[index] = now - stage_began

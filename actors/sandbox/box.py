@@ -216,6 +216,7 @@ def _jail_environment(run_id: str) -> dict[str, str]:
     """Of the jail, not of the program."""
     kept = ("LD_LIBRARY_PATH",)  # our interpreter may be found by it
     env = {name: os.environ[name] for name in kept if name in os.environ}
+    env |= command.origin(view.interpreter())
     if run_id:
         env[process.RUN_MARK] = run_id
     return env

@@ -4,7 +4,6 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]  # the program first, as an absolute path
     limits: Limits
     read_only: tuple[str, ...] = ()  # seen besides the program and what it is loaded from
-    env: dict[str, str] = {}  # all it has, besides PATH, HOME, TMPDIR and LANG
+    env: dict[str, str] = {}  # besides PATH, HOME, TMPDIR, LANG, LD_ORIGIN_PATH: all it has
     served: bool = False  # it lives on: its processor time is counted by the request
     probe: bool = False
 
@@ -74,7 +73,7 @@ def _taken_on(wanted: Wanted, scratch: str, tasks_elsewhere: int) -> list[str]:
     words = ["--processes", str(limits.processes), "--threads", str(limits.tasks)]
     for name, value in _limits(wanted, tasks_elsewhere).items():
         words += ["--limit", name, str(value)]
-    for name, value in _environment(wanted.env, scratch).items():
+    for name, value in _environment(wanted, scratch).items():
         words += ["--env", f"{name}={value}"]
     if wanted.probe:
         words.append("--probe")
@@ -121,9 +120,21 @@ def _limits(wanted: Wanted, tasks_elsewhere: int) -> dict[str, int]:
     return found
 
 
-def _environment(given: Mapping[str, str], scratch: str) -> dict[str, str]:
+def _environment(wanted: Wanted, scratch: str) -> dict[str, str]:
     place = scratch or "/"
-    return {"PATH": "/usr/bin:/bin", "HOME": place, "TMPDIR": place, "LANG": "C.UTF-8", **given}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": place,
+        "TMPDIR": place,
+        "LANG": "C.UTF-8",
+        **origin(wanted.argv[0]),
+        **wanted.env,
+    }
+
+
+def origin(program: str) -> dict[str, str]:
+    """Tells the linker where a program lies, whose libraries may be sought from there: no /proc."""
+    return {"LD_ORIGIN_PATH": os.path.dirname(os.path.realpath(program))}
 
 
 def _bubblewrap(means: Means, seen: view.View, scratch: str, limits: Limits) -> list[str]:

@@ -5,16 +5,21 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from actors import process
-from actors.data import rustc, stages
+from actors.data import rustc
 from actors.data.rustc import CannotVerify, Verifier
+from actors.data.stages import Options, SampleProblem, State, verify
 from actors.sandbox import means
 from actors.sandbox.terms import Means, Outcome
 from protocol.messages import SampleRef
 
-GOOD = b"use std::collections::HashMap;\npub fn total(of: &HashMap<u8, u32>) -> u32 { of.values().sum() }\n"
+GOOD = (
+    b"use std::collections::HashMap;\n"
+    b"pub fn total(of: &HashMap<u8, u32>) -> u32 { of.values().sum() }\n"
+)
 
 
 @pytest.fixture
@@ -93,8 +98,6 @@ def test_text_that_exhausts_the_compiler_is_contained(verifier: Verifier):
 
 @pytest.mark.system
 def test_text_that_computes_for_ever_is_ended(verifier: Verifier, monkeypatch: pytest.MonkeyPatch):
-    import msgspec
-
     monkeypatch.setattr(rustc, "LIMITS", msgspec.structs.replace(rustc.LIMITS, cpu_s=1.0))
     endless = b"#![allow(long_running_const_eval)]\npub const X: u8 = { loop {} };"
     problem = verifier.problem(endless)
@@ -118,8 +121,6 @@ def test_a_verdict_is_asked_for_once(verifier: Verifier, tmp_path: Path):
 
 @pytest.mark.system
 def test_another_compiler_is_asked_again(verifier: Verifier, monkeypatch: pytest.MonkeyPatch):
-    import msgspec
-
     assert verifier.problem(GOOD) is None
     newer = msgspec.structs.replace(rustc.compiler(), version="rustc 9.9")
     monkeypatch.setattr(rustc, "compiler", lambda: newer)
@@ -216,6 +217,33 @@ def test_every_end_of_the_compiler_is_named(
     assert rustc._judge(ended) == problem
 
 
+def nowhere(_name: str) -> None:
+    return None
+
+
+def rust(path: Path) -> SampleRef:
+    return SampleRef(name=path.name, path=str(path), language="rust")
+
+
+@pytest.mark.system
+def test_the_stage_passes_good_rust_and_refuses_bad(verifier: Verifier, tmp_path: Path):
+    options = Options(max_sample_bytes=1000, rust=verifier)
+    ref = rust(tmp_path / "sample.rs")
+    assert verify(State(text=GOOD), ref, options) == State(text=GOOD)
+    with pytest.raises(SampleProblem, match="does not compile: line 1: E0425") as problem:
+        verify(State(text=b"pub fn f() -> u8 { x }"), ref, options)
+    assert problem.value.kind == "does not compile"
+
+
+def test_a_machine_that_cannot_verify_is_no_fault_of_the_sample(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shutil, "which", nowhere)
+    options = Options(max_sample_bytes=1000, rust=Verifier(tmp_path / "rust.sqlite"))
+    with pytest.raises(CannotVerify, match="rustc is not installed"):
+        verify(State(text=GOOD), rust(tmp_path / "sample.rs"), options)
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     rustc.compiler.cache_clear()
@@ -224,14 +252,21 @@ def fresh() -> Iterator[None]:
 
 
 def test_a_machine_without_rustc_is_told_what_to_do(fresh: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", nowhere)
     with pytest.raises(CannotVerify, match=r"install it .*or set data\.verify = false"):
         rustc.check_machine()
 
 
 def test_a_compiler_that_does_not_work_is_named(fresh: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shutil, "which", lambda _: "/opt/rustc")
-    monkeypatch.setattr(process, "call", lambda *_, **__: (1, "", "no default toolchain"))
+    def call(_command: list[str], *, timeout_s: float) -> tuple[int, str, str]:
+        assert timeout_s > 0
+        return 1, "", "no default toolchain"
+
+    def which(_name: str) -> str:
+        return "/opt/rustc"
+
+    monkeypatch.setattr(shutil, "which", which)
+    monkeypatch.setattr(process, "call", call)
     with pytest.raises(CannotVerify, match="/opt/rustc does not work: no default toolchain"):
         rustc.compiler()
 
