@@ -18,6 +18,8 @@ import msgspec
 
 from actors import hardware
 from actors.hardware import Hardware
+from actors.sandbox.means import CURE, available
+from actors.sandbox.terms import Means, SandboxError
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -50,7 +52,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     processes: int  # -1: no limit
     governor: str  # "": the kernel does not tell
     rustc: str
-    bubblewrap: str
+    sandbox: Means
     disk: str  # where runs go
     disk_free: int
     cache: str
@@ -85,7 +87,7 @@ def gather() -> Facts:
         processes=_limit(resource.RLIMIT_NPROC),
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         rustc=shutil.which("rustc") or "",
-        bubblewrap=shutil.which("bwrap") or "",
+        sandbox=_sandbox_here(),
         disk=str(here),
         disk_free=_free(here),
         cache=str(cache),
@@ -114,7 +116,7 @@ def judge(facts: Facts) -> tuple[Check, ...]:
         _directory("cache", facts.cache, facts.cache_writable, "set XDG_CACHE_HOME"),
         _sockets(facts),
         _tool("rustc", facts.rustc, "Rust samples cannot be verified; install rustc"),
-        _tool("bubblewrap", facts.bubblewrap, "completions run with limits but without a sandbox"),
+        _sandbox(facts),
     )
 
 
@@ -229,6 +231,17 @@ def _tool(name: str, path: str, without: str) -> Check:
     return Check(name, "ok", path) if path else Check(name, "warn", "not found", without)
 
 
+def _sandbox(facts: Facts) -> Check:
+    means = facts.sandbox
+    missing = means.missing("execute")
+    if not missing:
+        lacks = ", ".join(means.lacks)
+        return Check("sandbox", "ok", means.name + (f", without hiding {lacks}" if lacks else ""))
+    found = f"{means.name}: no hold on {', '.join(missing)}"
+    without = "Rust cannot be verified, and completions are only compiled: "
+    return Check("sandbox", "warn", found, without * bool(means.missing("compile")) + CURE)
+
+
 # --- Looking --------------------------------------------------------------------------------------
 
 
@@ -237,6 +250,13 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def _sandbox_here() -> Means:
+    try:
+        return available()
+    except SandboxError as error:
+        return Means("limits", refused={"limits": str(error)})
 
 
 def _limit(which: int) -> int:

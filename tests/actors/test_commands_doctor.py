@@ -11,6 +11,7 @@ from actors import checkup
 from actors.checkup import GB, Check, Facts
 from actors.commands.doctor import doctor
 from actors.hardware import Cpu, Gpu, Hardware, Node
+from actors.sandbox.terms import HOLDS, NEEDS, Means
 
 HARDWARE = Hardware(
     source="test",
@@ -22,8 +23,8 @@ HARDWARE = Hardware(
 HEALTHY = Facts(
     python=(3, 11, 7), system="Linux x86_64", missing=(), torch="2.13.0+cpu", hardware=HARDWARE,
     shm_free=8 * GB, open_files=4096, processes=-1, governor="schedutil", rustc="/usr/bin/rustc",
-    bubblewrap="/usr/bin/bwrap", disk="/home/me", disk_free=50 * GB, cache="/home/me/.cache",
-    cache_writable=True, temporary="/tmp", temporary_writable=True, pidfd=True,
+    sandbox=Means("bubblewrap", holds=HOLDS), disk="/home/me", disk_free=50 * GB,
+    cache="/home/me/.cache", cache_writable=True, temporary="/tmp", temporary_writable=True, pidfd=True,
 )  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def test_a_good_machine_has_nothing_to_change():
         ({"temporary": "/tmp" + "/x" * 40}, "socket directory", "fail", "TMPDIR"),
         ({"temporary_writable": False}, "socket directory", "fail", "TMPDIR"),
         ({"rustc": ""}, "rustc", "warn", "install rustc"),
-        ({"bubblewrap": ""}, "bubblewrap", "warn", "sandbox"),
+        ({"sandbox": Means("limits", holds=NEEDS["parse"])}, "sandbox", "warn", "bubblewrap"),
+        ({"sandbox": Means("limits")}, "sandbox", "warn", "Rust cannot be verified"),
     ],
 )
 def test_what_is_missing_is_named_with_its_cure(
@@ -73,6 +75,14 @@ def test_what_is_missing_is_named_with_its_cure(
     assert found[name].status == status
     assert advice in found[name].advice
     assert all(check.status == "ok" for other, check in found.items() if other != name)
+
+
+def test_what_the_sandbox_holds_is_named():
+    assert verdicts()["sandbox"].found == "bubblewrap"
+    found = verdicts(sandbox=Means("landlock", False, NEEDS["execute"], {"names": "seen"}))
+    assert found["sandbox"].found.endswith("without hiding names")
+    found = verdicts(sandbox=Means("limits", False, NEEDS["parse"]))
+    assert "no hold on files, network, processes" in found["sandbox"].found
 
 
 def test_limits_of_containers_are_shown():
