@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.rollout.scoring import Verdict
-from actors.sandbox import view
+from actors.sandbox import means, view
 from actors.sandbox.serving import Gone, Served
-from actors.sandbox.terms import MB, Limits, NotStarted, TooLittle
+from actors.sandbox.terms import MB, Limits, NotStarted, SandboxError, TooLittle
 from protocol.clock import Clock
 
 # A request's whole time by the wall clock. Far above its processor limit, since rollouts run at low
@@ -71,6 +71,14 @@ class Judge:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def sandbox(self) -> str:
+        """What will hold the scorer, and what it will not hold: in words, for the log."""
+        try:
+            found = means.available()
+        except SandboxError as error:
+            return str(error)
+        return f"{found.name}; no hold on {', '.join(found.lacks)}" if found.lacks else found.name
 
     def score(self, prompt: str, completion: str, *, finished: bool) -> Verdict:
         """The verdict on one completion (`scoring.score`). Raises `ScorerUnavailable`."""

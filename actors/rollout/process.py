@@ -72,7 +72,8 @@ def main(seat: Seat) -> int:
         Judge(lambda why: _mourn(mailbox, why), run_id=seat.run_id) as judge,
     ):
         rollout = Rollout(seat, topology, mailbox, attached, judge)
-        mailbox.log.info("generating", share=topology.rollout.share, group=topology.rollout.group)
+        spec = topology.rollout
+        mailbox.log.info("generating", share=spec.share, group=spec.group, sandbox=judge.sandbox())
         try:
             while True:
                 rollout.one_round()

@@ -29,7 +29,7 @@ _MESSAGE = 4096
 
 
 class Box:
-    """A started jail. Close it, always."""
+    """A started jail. Close it, always. It also ends when the thread that started it does."""
 
     def __init__(
         self, wanted: command.Wanted, means: Means, clock: Clock, *, run_id: str = ""

@@ -106,8 +106,10 @@ class _Watch:
             self._take_and_give(dict.fromkeys(self._written, select.POLLIN))
 
     def _give_up(self, executed: bool) -> None:
-        if self._verdict is not None or not executed:
-            raise SandboxError("a killed program does not end" if executed else "no jail was ready")
+        if not executed:
+            raise NotStarted(f"the jail is not ready after {box.START_S:g} s")
+        if self._verdict is not None:
+            raise SandboxError(f"a program that was killed does not end within {box.END_S:g} s")
         self._end("timeout", f"used up {self._limits.wall_s:g} s of time")
 
     def _take_and_give(self, ready: Mapping[int, int]) -> None:

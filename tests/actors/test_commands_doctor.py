@@ -24,7 +24,8 @@ HEALTHY = Facts(
     python=(3, 11, 7), system="Linux x86_64", missing=(), torch="2.13.0+cpu", hardware=HARDWARE,
     shm_free=8 * GB, open_files=4096, processes=-1, governor="schedutil", rustc="/usr/bin/rustc",
     sandbox=Means("bubblewrap", holds=HOLDS), disk="/home/me", disk_free=50 * GB,
-    cache="/home/me/.cache", cache_writable=True, temporary="/tmp", temporary_writable=True, pidfd=True,
+    cache="/home/me/.cache", cache_writable=True, temporary="/tmp", temporary_writable=True,
+    pidfd=True,
 )  # fmt: skip
 
 

@@ -156,11 +156,10 @@ def test_a_machine_with_too_little_for_a_sandbox_is_an_infrastructure_error(
     causes: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(means, "available", lambda: Means("limits"))
-    with (
-        Judge(causes.append) as judge,
-        pytest.raises(ScorerUnavailable, match="install bubblewrap"),
-    ):
-        judge.score(PROMPT, GOOD, finished=True)
+    with Judge(causes.append) as judge:
+        assert judge.sandbox() == "resource limits only"
+        with pytest.raises(ScorerUnavailable, match="install bubblewrap"):
+            judge.score(PROMPT, GOOD, finished=True)
     assert causes == []
 
 
