@@ -1,6 +1,6 @@
 """The jail: a small program that shuts itself in and becomes the program it was told to run.
 
-    python -I -S jail.py FLAGS -- PROGRAM ARGUMENTS     (see `command.py`, which writes the flags)
+    python -I -S -c STARTER FLAGS -- PROGRAM ARGUMENTS     (`command.py` writes both)
 
 Up to three processes take part. The *keeper* makes the namespaces, which only its children enter,
 and waits. The *first* of the new process namespace builds the root, and when the program has ended
@@ -14,13 +14,9 @@ Every word of this command line comes from our own process, none from the progra
 """
 
 import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-
 import resource
 
-from actors.sandbox import filters, kernel, probe
+from actors.sandbox import filters, kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +61,12 @@ class Order:
         self.program = words[at + 1 :]
         self.kind = self.one("--kind")
         self.report = int(self.one("--report"))
+        self.probe: Callable[..., None] | None = None
+        if self.has("--probe"):
+            # Now, while files can still be read; and only then, since it takes a millisecond.
+            from actors.sandbox import probe
+
+            self.probe = probe.report
         self.has_namespaces = self.kind in ("namespaces", "inside")
 
     def has(self, flag: str) -> bool:
@@ -279,8 +281,8 @@ def _become(order: Order, first: int) -> int:
     kernel.forgo_privileges()
     if order.kind != "limits":
         _confine(order)
-    if order.has("--probe"):
-        probe.report(order.say, int(order.one("--parent")))
+    if order.probe is not None:
+        order.probe(order.say, int(order.one("--parent")))
         return 0
     order.say("ready")
     env = dict(setting.split("=", 1) for setting in order.paths("--env"))
@@ -320,7 +322,3 @@ def _confine(order: Order) -> None:
             confined_to=0 if order.has_namespaces else os.getpid(),
         )
         kernel.set_filter(program)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
