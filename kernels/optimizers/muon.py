@@ -3,10 +3,12 @@
     M <- mu M + (1 - mu) G             exponential average, fp32
     U <- (1 - mu) G + mu M             Nesterov
     O <- NS(U)                         all singular values near 1
-    W <- (1 - lr wd) W - lr 0.2 sqrt(max(m, n)) O
+    W <- (1 - lr wd) W - lr s(m, n) O
 
-The factor 0.2 sqrt(max) gives updates the size of AdamW's (Moonlight), so both groups share one
-learning rate scale; decay uses the learning rate as it is, without that factor.
+"adamw_rms" has s = 0.2 sqrt(max(m, n)): updates the size of AdamW's (Moonlight), so both groups
+share one learning rate scale. "spectral" has s = sqrt(max(1, m / n)) (Jordan): the rate bounds what
+a layer's output may change by, and rates near 0.02 are meant. Decay uses the learning rate as it
+is, without that factor.
 
 Everything is a pure function: new tensors come out, the arguments stay as they are, and the same
 arguments give the same bits.
@@ -23,6 +25,7 @@ from torch import Tensor
 from kernels.precision.sums import frobenius_norm
 
 Coefficients = Literal["jordan", "polar_express"]
+Scaling = Literal["adamw_rms", "spectral"]
 
 # What `update` keeps per parameter: names of tensors of the parameter's shape, fp32.
 STATE = ("momentum",)
@@ -54,6 +57,7 @@ class MuonHyper:
     weight_decay: float = 0.0
     coefficients: Coefficients = "jordan"
     iterations: int = 5
+    scaling: Scaling = "adamw_rms"
     # What Newton-Schulz computes in. fp32 on a CPU; bf16 on a GPU is twice as fast and good enough.
     dtype: torch.dtype = torch.float32
 
@@ -96,8 +100,12 @@ def orthogonalise(
     return x.mT if g_MN.shape[0] > g_MN.shape[1] else x
 
 
-def scale_factor(rows: int, columns: int) -> float:
-    """What the orthogonal factor is multiplied by to have the size of an AdamW update."""
+def scale_factor(rows: int, columns: int, scaling: Scaling = "adamw_rms") -> float:
+    """What the orthogonal factor is multiplied by: for the size of an AdamW update, or so that the
+    learning rate is the update's norm between root mean squares of inputs and outputs.
+    """
+    if scaling == "spectral":
+        return math.sqrt(max(1.0, rows / columns))
     return 0.2 * math.sqrt(max(rows, columns))
 
 
@@ -114,6 +122,7 @@ def update(
         iterations=hyper.iterations,
         dtype=hyper.dtype,
     )
-    rate = hyper.lr * scale_factor(*master.shape)
+    rows, columns = master.shape
+    rate = hyper.lr * scale_factor(rows, columns, hyper.scaling)
     new = master * (1.0 - hyper.lr * hyper.weight_decay)
     return new.add_(turned.to(master.dtype), alpha=-rate), {"momentum": momentum}

@@ -66,7 +66,8 @@ def update(
     after = store("momentum", momentum, storage)
     if hyper.neuron_beta2:
         turned, after["neurons"] = _evened(turned, state["neurons"], hyper.neuron_beta2)
-    rate = muon.lr * scale_factor(*master.shape)
+    rows, columns = master.shape
+    rate = muon.lr * scale_factor(rows, columns, muon.scaling)
     new = master * (1.0 - muon.lr * muon.weight_decay)
     return new.add_(turned, alpha=-rate), after
 
