@@ -7,7 +7,7 @@ process holds by merely existing.
 
 import msgspec
 
-from actors.optimizer.layout import state_layout, state_tensors
+from actors.optimizer.layout import group_of, state_layout, state_tensors
 from actors.parameters import Parameter, ffn_dim, parameters, partition
 from actors.topology import ModelSpec, Topology
 
@@ -21,6 +21,9 @@ CUDA_CONTEXT = 600_000_000
 _LOGIT_BYTES = 3 * FP32 * (1 << 20)
 # Prompts are cut from functions; few are longer.
 _PROMPT_TOKENS = 512
+
+# Optimizers that decode or unfold their state before they use it.
+COMPRESSED = ("muon8bit", "adamw8bit", "foam")
 
 # Flips of one step, bits per ternary weight: 1 % of codes flip, as gaps and signs.
 FLIP_BITS_PER_WEIGHT = 0.1
@@ -67,7 +70,12 @@ def of_shard(topology: Topology, shard: int) -> Memory:
     state = sum(_state_bytes(topology, p) for p in owned)
     segment = state_layout(topology, shard).total_bytes
     # New master and state, the summed gradient, and Newton-Schulz's X, A, B X: all of one matrix.
-    work = max(FP32 * 5 * p.numel + _state_bytes(topology, p) for p in owned)
+    # State that is kept smaller than that is taken apart first, old and new.
+    work = max(
+        FP32 * (7 if group_of(topology.optimizer, p).kind in COMPRESSED else 5) * p.numel
+        + _state_bytes(topology, p)
+        for p in owned
+    )
     masters = FP32 * sum(p.numel for p in owned)
     return Memory(
         weights=segment - state,

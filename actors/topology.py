@@ -29,6 +29,7 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, lt=1)]
+Precision = Literal["fp32", "fp8", "nvfp4", "mxfp4_backward", "fp4_dge"]
 Name = Annotated[
     str,
     Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="of letters, digits, _ . and -"),
@@ -124,22 +125,38 @@ class TrainSpec(Table, frozen=True):
     threads: Count = 1  # torch threads of a CPU trainer
     exit_entropy_weight: NotNegative = 0.05  # beta of the exit gate's objective (Ouro, stage I)
     prediction_weight: NotNegative = 0.3  # lambda of all predictions beyond the next token together
+    precision: Precision = "fp32"  # of the products in the stack's linear maps
+    precision_attention: Literal["", Precision] = ""  # of attention's; "": as precision
+    precision_ffn: Literal["", Precision] = ""
+    precision_embedding: Literal["fp32", "bf16"] = "fp32"  # of embedding and head
+    precision_high_layers: tuple[CountOrNone, ...] = ()  # layers (from 0) that stay in fp32
 
 
 class OptimizerGroup(Table, frozen=True):
     """The optimizer of one group of parameters."""
 
-    kind: Literal["muon", "adamw"]
+    kind: Literal["muon", "muon8bit", "adamw", "adamw8bit", "foam"]
     lr: Positive
     min_lr: NotNegative = 0.0
-    momentum: Decay = 0.95  # muon
-    beta1: Decay = 0.9  # adamw
+    momentum: Decay = 0.95  # muon, muon8bit
+    beta1: Decay = 0.9  # adamw, adamw8bit, foam
     beta2: Decay = 0.95
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.0
     clip: NotNegative = 0.0  # bound on the Frobenius norm of each parameter's gradient; 0: none
     coefficients: Literal["jordan", "polar_express"] = "jordan"
     iterations: Annotated[int, Meta(ge=1, le=50)] = 5
+    # Size of Muon's update: 0.2 sqrt(max(m, n)), that of AdamW's, or sqrt(max(1, m / n)), where the
+    # spectral norm is the learning rate (Jordan's).
+    scaling: Literal["adamw_rms", "spectral"] = "adamw_rms"
+    neuron_beta2: Decay = 0.0  # NorMuon's; 0: plain Muon
+    map: Literal["linear", "dynamic"] = "linear"  # muon8bit: from codes to numbers
+    # Codes that share a scale; 0: 2048 in muon8bit, 256 in adamw8bit.
+    block: Annotated[int, Meta(ge=0, le=65536)] = 0
+    level: Annotated[int, Meta(ge=0, le=16)] = 2  # foam: 2^level neighbours share their moments
+    second: Literal["mean_of_squares", "square_of_mean"] = "mean_of_squares"  # foam: code or paper
+    residual: NotNegative = 1.0  # foam: share of what folding loses that is put back
+    alpha: Positive = 0.25  # foam: on the whole update
 
 
 class OptimizerSpec(Table, frozen=True):

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         ActorCounts,
         DataSpec,
         ModelSpec,
+        OptimizerGroup,
         OptimizerSpec,
         RolloutSpec,
         ScheduleSpec,
         Topology,
+        TrainSpec,
     )
 
 Rule = tuple[str, str]  # key path, what is wrong and what would be accepted
@@ -34,6 +36,19 @@ _TENSORS_OUTSIDE = 4
 _TENSORS_PER_CONNECTION = 3
 # n! weights per token and sublayer: 24 for four streams, 120 for five.
 _MOST_PERMUTED_STREAMS = 4
+# Keys of an optimizer that would be ignored by any other kind. What they are when not given stands
+# in topology.py.
+_KINDS_OF_KEY = {
+    "neuron_beta2": ("muon", "muon8bit"),
+    "map": ("muon8bit",),
+    "block": ("muon8bit", "adamw8bit"),
+    "level": ("foam",),
+    "second": ("foam",),
+    "residual": ("foam",),
+    "alpha": ("foam",),
+}
+# Smaller blocks cost more for scales than codes save; bitsandbytes begins there too.
+_SMALLEST_BLOCK = 64
 
 
 def broken_rules(topology: "Topology") -> list[Rule]:
@@ -59,6 +74,7 @@ def tensor_count(model: "ModelSpec") -> int:
 def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
     """Rules about the tables that [emulation] can replace."""
     yield from _model(topology.model, f"{prefix}model")
+    yield from _train(topology.train, topology.model, f"{prefix}train")
     yield from _schedule(topology.schedule, f"{prefix}schedule")
     yield from _optimizer(topology.optimizer, f"{prefix}optimizer")
     yield from _counts(topology.actors, topology.model, f"{prefix}actors")
@@ -94,24 +110,57 @@ def _model(model: "ModelSpec", path: str) -> Iterator[Rule]:
         )
 
 
+def _train(train: "TrainSpec", model: "ModelSpec", path: str) -> Iterator[Rule]:
+    for key in ("precision", "precision_attention", "precision_ffn"):
+        if model.ternary and getattr(train, key) == "fp4_dge":
+            yield (
+                f"{path}.{key}",
+                '"fp4_dge" multiplies gradients by a slope at the full-precision weight, which a '
+                "trainer of ternary layers does not have; accepted: another precision, or "
+                "model.ternary = false",
+            )
+    beyond = [layer for layer in train.precision_high_layers if layer >= model.layers]
+    if beyond:
+        yield (
+            f"{path}.precision_high_layers",
+            f"there is no layer {beyond[0]} in a stack of {model.layers}; accepted: 0 to "
+            f"{model.layers - 1}",
+        )
+
+
 def _schedule(schedule: "ScheduleSpec", path: str) -> Iterator[Rule]:
     if schedule.warmup + schedule.stable + schedule.decay < 1:
         yield path, "warmup + stable + decay is 0; accepted: at least one step in all"
 
 
 def _optimizer(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
-    if optimizer.dense.kind == "muon":
+    if optimizer.dense.kind in ("muon", "muon8bit"):
         yield (
             f"{path}.dense.kind",
             "Muon orthogonalises matrices, and this group holds vectors and the embedding; "
-            'accepted: "adamw"',
+            'accepted: "adamw", "adamw8bit" or "foam"',
         )
     for name, group in (("matrices", optimizer.matrices), ("dense", optimizer.dense)):
+        yield from _keys_of_kind(group, f"{path}.{name}")
         if group.min_lr > group.lr:
             yield (
                 f"{path}.{name}.min_lr",
                 f"{group.min_lr:g} is above lr = {group.lr:g}; accepted: 0 to lr",
             )
+
+
+def _keys_of_kind(group: "OptimizerGroup", path: str) -> Iterator[Rule]:
+    absent = {field.name: field.default for field in msgspec.structs.fields(group)}
+    for key, kinds in _KINDS_OF_KEY.items():
+        if group.kind not in kinds and getattr(group, key) != absent[key]:
+            meant = " or ".join(f'kind = "{kind}"' for kind in kinds)
+            yield f"{path}.{key}", f'has no effect on kind "{group.kind}"; accepted: {meant}'
+    if 0 < group.block < _SMALLEST_BLOCK:
+        yield (
+            f"{path}.block",
+            f"{group.block} codes to a scale; accepted: 0 for the kind's own, or "
+            f"{_SMALLEST_BLOCK} to 65536",
+        )
 
 
 def _counts(actors: "ActorCounts", model: "ModelSpec", path: str) -> Iterator[Rule]:
@@ -196,6 +245,7 @@ def _emulation(topology: "Topology") -> Iterator[Rule]:
     emulated = msgspec.structs.replace(
         topology,
         model=small.model,
+        train=small.train,
         schedule=small.schedule,
         actors=small.actors or topology.actors,
         rollout=small.rollout or topology.rollout,

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +39,11 @@ ALIGNMENT = 64
 HEADER_WORDS = 16
 META_WORDS = 16
 FACT_WORDS = 8
+
+# Tensors of fewer elements are kept in fp32 whatever the kind: kernels/optimizers/state.py.
+SMALLEST_QUANTISED = 4096
+# Codes that share a scale, where a topology does not say.
+BLOCKS = {"muon8bit": 2048, "adamw8bit": 256}
 
 
 class Slot(NamedTuple):
@@ -80,19 +86,63 @@ class Layout:
         return tuple(place.parameter for place in self.places)
 
 
-def _muon(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
-    return (TensorSpec("momentum", "float32", parameter.shape),)
+def _muon(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    return TensorSpec("momentum", "float32", parameter.shape), *_neurons(group, parameter)
+
+
+def _muon8bit(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    dtype = "int8" if group.map == "linear" else "uint8"
+    codes = _codes("momentum", dtype, parameter.shape, block_of(group))
+    return *codes, *_neurons(group, parameter)
+
+
+def _neurons(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    """NorMuon's mean square of each row."""
+    if not group.neuron_beta2:
+        return ()
+    return (TensorSpec("neurons", "float32", (parameter.shape[0], 1)),)
 
 
 def _adamw(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, "float32", parameter.shape) for name in ("mean", "square"))
 
 
-# What each kind of optimizer remembers of a parameter. All zeros is the state before step 1.
+def _adamw8bit(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    shape, block = parameter.shape, block_of(group)
+    return *_codes("mean", "uint8", shape, block), *_codes("square", "uint8", shape, block)
+
+
+def _foam(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    shape = parameter.shape
+    if len(shape) >= 2:
+        shape = (*shape[:-1], -(-shape[-1] // 2**group.level))
+    return tuple(TensorSpec(name, "float32", shape) for name in ("mean", "square"))
+
+
+def _codes(
+    name: str, dtype: str, shape: tuple[int, ...], block: int
+) -> tuple[TensorSpec, TensorSpec] | tuple[TensorSpec]:
+    """A code an element and a scale a block, or plain fp32 where there is little to save."""
+    if prod(shape) < SMALLEST_QUANTISED:
+        return (TensorSpec(name, "float32", shape),)
+    scales = (-(-prod(shape) // block),)
+    return TensorSpec(f"{name}.codes", dtype, shape), TensorSpec(f"{name}.scale", "float32", scales)
+
+
+# What each kind of optimizer remembers of a parameter, as kernels/optimizers declares it (a test
+# holds the two together: nothing here may import a kernel). All zeros is the state before step 1.
 KINDS: dict[str, Callable[[OptimizerGroup, Parameter], tuple[TensorSpec, ...]]] = {
     "muon": _muon,
+    "muon8bit": _muon8bit,
     "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "foam": _foam,
 }
+
+
+def block_of(group: OptimizerGroup) -> int:
+    """Codes that share a scale."""
+    return group.block or BLOCKS[group.kind]
 
 
 def group_of(optimizer: OptimizerSpec, parameter: Parameter) -> OptimizerGroup:

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from actors.optimizer.layout import group_of
+from actors.optimizer.methods import METHODS
 from actors.optimizer.state import State
 from actors.parameters import Parameter
 from actors.published import Array, digest
 from actors.topology import OptimizerGroup, Topology
 from kernels.model.initialise import init_parameter
-from kernels.optimizers import adamw, muon
 from kernels.optimizers.clipping import clipped
 from kernels.optimizers.schedules import learning_rate
 from kernels.precision.packing import pack_array
@@ -88,52 +87,8 @@ def updated(
     master = tensors.pop("master")
     grad = clipped(torch.from_numpy(gradient).to(device), group.clip)
     lr = rate_at(topology, group, step)
-    new_master, new_state = KINDS[group.kind](master, tensors, grad, group, lr, step)
+    new_master, new_state = METHODS[group.kind](master, tensors, grad, group, lr, step)
     return {name: t.cpu().numpy() for name, t in {"master": new_master, **new_state}.items()}
-
-
-_New = tuple[Tensor, dict[str, Tensor]]
-
-
-def _muon(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> _New:
-    hyper = muon.MuonHyper(
-        lr=lr,
-        momentum=group.momentum,
-        weight_decay=group.weight_decay,
-        coefficients=group.coefficients,
-        iterations=group.iterations,
-        dtype=torch.bfloat16 if master.is_cuda else torch.float32,
-    )
-    return muon.update(master, state, grad, hyper, step)
-
-
-def _adamw(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> _New:
-    hyper = adamw.AdamWHyper(
-        lr=lr,
-        beta1=group.beta1,
-        beta2=group.beta2,
-        eps=group.eps,
-        weight_decay=group.weight_decay,
-    )
-    return adamw.update(master, state, grad, hyper, step)
-
-
-# By the names that `layout.KINDS` has.
-KINDS = {"muon": _muon, "adamw": _adamw}
 
 
 def published(parameter: Parameter, master: Array) -> dict[str, Array]:

@@ -33,6 +33,13 @@ PARTS = ("warmup", "stable", "decay")
         (["hardware.any=true"], "hardware.any: contradicts hardware.gpus"),
         ([f"schedule.{part}=0" for part in PARTS], "schedule: warmup + stable"),
         (["optimizer.dense.kind=muon"], "optimizer.dense.kind: Muon orthogonalises matrices"),
+        (["optimizer.dense.kind=muon8bit"], "optimizer.dense.kind: Muon orthogonalises matrices"),
+        (["optimizer.matrices.block=256"], 'block: has no effect on kind "muon"; accepted: kind ='),
+        (["optimizer.dense.level=3"], 'dense.level: has no effect on kind "adamw"; accepted: kind'),
+        (
+            ["optimizer.matrices.kind=muon8bit", "optimizer.matrices.block=32"],
+            "optimizer.matrices.block: 32 codes to a scale; accepted: 0 for the kind's own, or 64",
+        ),
         (["optimizer.dense.min_lr=1"], "optimizer.dense.min_lr: 1 is above lr = 0.0004"),
         (["rollout.max_new_tokens=4096"], "rollout.max_new_tokens: 4096 new tokens leave no room"),
         (["data.sources=[]"], "data.sources: is empty"),
@@ -51,6 +58,18 @@ PARTS = ("warmup", "stable", "decay")
         (["supervision.silence_s=0.3"], "supervision.silence_s: 0.3 would count one late beat"),
         (["supervision.backoff_s=9"], "supervision.backoff_max_s: 5 is below backoff_s = 9"),
         (["emulated=true"], "emulation: has already been put in place"),
+        (
+            ["train.precision_ffn=fp4_dge"],
+            'train.precision_ffn: "fp4_dge" multiplies gradients by a slope at the full-precision',
+        ),
+        (
+            ["train.precision_high_layers=[0, 20]"],
+            "train.precision_high_layers: there is no layer 20 in a stack of 20; accepted: 0 to 19",
+        ),
+        (
+            ["emulation.train.precision_high_layers=[9]"],
+            "emulation.train.precision_high_layers: there is no layer 9",
+        ),
         (["emulation.model.heads=3"], "emulation.model.heads: 3 heads do not divide dim 128"),
         (["emulation.actors.optimizer_shards=31"], "emulation.actors.optimizer_shards: 31 shards"),
         ([f"emulation.schedule.{part}=0" for part in PARTS], "emulation.schedule: warmup"),

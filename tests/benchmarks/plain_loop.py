@@ -28,13 +28,16 @@ from actors.data.sources import list_corpus
 from actors.data.stages import STAGES, Options, SampleProblem, State, stage_names
 from actors.optimizer.layout import group_of
 from actors.parameters import parameters
-from actors.topology import Topology
+from actors.topology import OptimizerGroup, Topology
+from actors.trainer.step import noise_key
 from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.model import LoopLM
 from kernels.model.objective import counted_targets, objective
-from kernels.optimizers import adamw, muon
+from kernels.optimizers import adamw, adamw8bit, foam, muon, muon8bit
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.schedules import learning_rate
+from kernels.optimizers.state import StateTensor
 from kernels.precision.packing import pack
 from kernels.precision.ternary import quantise
 
@@ -58,9 +61,8 @@ class PlainLoop:
         self.model.initialise(topology.seed)
         self.state: dict[str, dict[str, Tensor]] = {}
         for parameter in parameters(topology.model):
-            kind = muon if group_of(topology.optimizer, parameter).kind == "muon" else adamw
-            master = self.model.get_parameter(parameter.name).detach()
-            self.state[parameter.name] = kind.initial_state(master)
+            group = group_of(topology.optimizer, parameter)
+            self.state[parameter.name] = _initial_state(parameter.shape, group)
 
     def step(self, step: int, ranks: Sequence[Rows]) -> dict[str, Any]:
         """One step over the batches of all ranks; its figures."""
@@ -68,8 +70,8 @@ class PlainLoop:
         total = sum(counted)
         mean: dict[str, Tensor] = {}
         loss_sum = 0.0
-        for rows, tokens in zip(ranks, counted, strict=True):
-            loss_sum += self._accumulate(rows, tokens)
+        for rank, (rows, tokens) in enumerate(zip(ranks, counted, strict=True)):
+            loss_sum += self._accumulate(rows, tokens, step, rank)
             weight = float(np.float32(tokens / total))
             for name, parameter in self.model.named_parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -84,17 +86,19 @@ class PlainLoop:
             "tokens": total,
         }
 
-    def _accumulate(self, rows: Rows, counted: int) -> float:
+    def _accumulate(self, rows: Rows, counted: int, step: int, rank: int) -> float:
         self.model.zero_grad(set_to_none=True)
         train = self.topology.train
         loss_sum = 0.0
-        for start in range(0, rows.tokens.shape[0], train.rows_per_trainer):
+        starts = range(0, rows.tokens.shape[0], train.rows_per_trainer)
+        for micro_batch, start in enumerate(starts):
             part = slice(start, start + train.rows_per_trainer)
             result = objective(
                 self.model,
                 rows.tokens[part],
                 rows.documents[part],
                 entropy_weight=train.exit_entropy_weight,
+                noise=noise_key(self.topology.seed, step, rank, micro_batch),
             )
             (result.objective_sum / counted).backward()
             loss_sum += float(result.ce_sum)
@@ -115,21 +119,7 @@ class PlainLoop:
             )
             master, state = self.model.get_parameter(name), self.state[name]
             grad = clipped(mean[name], group.clip)
-            decay = group.weight_decay
-            if group.kind == "muon":
-                mhyper = muon.MuonHyper(
-                    lr=lr,
-                    momentum=group.momentum,
-                    weight_decay=decay,
-                    coefficients=group.coefficients,
-                    iterations=group.iterations,
-                )
-                new, self.state[name] = muon.update(master, state, grad, mhyper, step)
-            else:
-                ahyper = adamw.AdamWHyper(
-                    lr=lr, beta1=group.beta1, beta2=group.beta2, eps=group.eps, weight_decay=decay
-                )
-                new, self.state[name] = adamw.update(master, state, grad, ahyper, step)
+            new, self.state[name] = _updated(master, state, grad, group, lr, step)
             master.copy_(new)
 
     @torch.no_grad()
@@ -147,6 +137,81 @@ class PlainLoop:
                 sha.update(master.numpy().tobytes())
             whole.update(sha.digest())
         return whole.hexdigest()
+
+
+def _initial_state(shape: tuple[int, ...], group: OptimizerGroup) -> dict[str, Tensor]:
+    match group.kind:
+        case "muon" | "muon8bit":
+            declared = muon8bit.declared(shape, _muon8bit_hyper(group, 1.0))
+        case "adamw":
+            declared = [StateTensor(name, "float32", shape) for name in adamw.STATE]
+        case "adamw8bit":
+            declared = adamw8bit.declared(shape, _adamw8bit_hyper(group, 1.0))
+        case "foam":
+            declared = foam.declared(shape, _foam_hyper(group, 1.0))
+    return zeros(declared)
+
+
+def _updated(
+    master: Tensor,
+    state: dict[str, Tensor],
+    grad: Tensor,
+    group: OptimizerGroup,
+    lr: float,
+    step: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    match group.kind:
+        case "muon" if not group.neuron_beta2:
+            return muon.update(master, state, grad, _muon8bit_hyper(group, lr).muon, step)
+        case "muon" | "muon8bit":
+            return muon8bit.update(master, state, grad, _muon8bit_hyper(group, lr), step)
+        case "adamw":
+            return adamw.update(master, state, grad, _adamw8bit_hyper(group, lr).adamw, step)
+        case "adamw8bit":
+            return adamw8bit.update(master, state, grad, _adamw8bit_hyper(group, lr), step)
+        case "foam":
+            return foam.update(master, state, grad, _foam_hyper(group, lr), step)
+
+
+def _muon8bit_hyper(group: OptimizerGroup, lr: float) -> muon8bit.Muon8bitHyper:
+    return muon8bit.Muon8bitHyper(
+        muon=muon.MuonHyper(
+            lr=lr,
+            momentum=group.momentum,
+            weight_decay=group.weight_decay,
+            coefficients=group.coefficients,
+            iterations=group.iterations,
+            scaling=group.scaling,
+        ),
+        kind=group.map if group.kind == "muon8bit" else "float32",
+        block=group.block or 2048,
+        neuron_beta2=group.neuron_beta2,
+    )
+
+
+def _adamw8bit_hyper(group: OptimizerGroup, lr: float) -> adamw8bit.AdamW8bitHyper:
+    plain = adamw.AdamWHyper(
+        lr=lr,
+        beta1=group.beta1,
+        beta2=group.beta2,
+        eps=group.eps,
+        weight_decay=group.weight_decay,
+    )
+    return adamw8bit.AdamW8bitHyper(adamw=plain, block=group.block or 256)
+
+
+def _foam_hyper(group: OptimizerGroup, lr: float) -> foam.FoamHyper:
+    return foam.FoamHyper(
+        lr=lr,
+        level=group.level,
+        beta1=group.beta1,
+        beta2=group.beta2,
+        eps=group.eps,
+        alpha=group.alpha,
+        rho=group.residual,
+        second=group.second,
+        weight_decay=group.weight_decay,
+    )
 
 
 def batches(topology: Topology, steps: int) -> Iterator[list[Rows]]:

@@ -74,6 +74,18 @@ def test_resuming_is_as_if_nothing_had_happened(
     assert digests_of(second) == digests
 
 
+def test_compressed_states_are_resumed_bit_for_bit(tmp_path: Path):
+    small = ("optimizer.matrices.kind=muon8bit", "optimizer.matrices.neuron_beta2=0.9")
+    dense = ("optimizer.dense.kind=adamw8bit",)
+    undisturbed = Exchange(setting(*small, *dense)).run()
+    first = Exchange(setting(*small, *dense, "steps=4", shards=1), directory=tmp_path)
+    first.run()
+    first.settle()
+    assert Exchange(setting(*small, *dense), directory=tmp_path).run() == undisturbed
+    with pytest.raises(CheckpointError, match="another model or optimizer"):
+        Exchange(setting(), directory=tmp_path)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_stop_in_the_middle_of_a_step_loses_nothing(
     tmp_path: Path, digests: list[str], seed: int

@@ -27,6 +27,13 @@ from tests.actors.exchange import PlainMemory, tiny
 
 KILLS = 300
 REDO_INDEX = 4  # word of the header: a parameter is being moved
+# Codes, scales and folded moments: a second shard's FFN is just large enough to be quantised.
+COMPRESSED = (
+    "model.ffn_dim=256",
+    "optimizer.matrices.kind=muon8bit",
+    "optimizer.matrices.neuron_beta2=0.9",
+    "optimizer.dense.kind=foam",
+)
 
 
 class Died(Exception):
@@ -98,8 +105,10 @@ def history(topology: Topology, steps: int) -> set[tuple[str, int, str]]:
     return found
 
 
-def test_dying_at_any_store_is_repaired(monkeypatch: pytest.MonkeyPatch):
-    topology = tiny("model.dim=16", "model.heads=1", "actors.optimizer_shards=5")
+@pytest.mark.parametrize("settings", [(), COMPRESSED], ids=["plain", "compressed"])
+def test_dying_at_any_store_is_repaired(monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]):
+    small = ("model.dim=16", "model.heads=1", "actors.optimizer_shards=5")
+    topology = tiny(*small, *settings)
     layout = layout_of(topology)
     undisturbed = history(topology, 3)
     countdown = [0, 0]  # stores until death, and how much of the last one happens: 0, 1 or 2 halves
