@@ -13,6 +13,7 @@ from torch import Tensor
 from actors.topology import TrainSpec
 from kernels.model.model import LoopLM
 from kernels.model.objective import counted_targets, objective
+from kernels.optimizers import draws
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -72,30 +73,37 @@ class GradientHooks:
             handle.remove()
 
 
+def noise_key(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """Key of everything a micro-batch draws at random: a replaced trainer draws it again."""
+    return draws.key(seed, "micro-batch", step, rank, micro_batch)
+
+
 def run_step(
     model: LoopLM,
     hooks: GradientHooks,
     tokens_BT: Tensor,
     documents_BT: Tensor,
     train: TrainSpec,
+    noise: Callable[[int], int],
     on_sums: Callable[[Sums], None],
     on_micro_batch: Callable[[], object],
 ) -> None:
     """Forward and backward over all rows, `train.rows_per_trainer` at a time.
 
-    `on_sums` is called after the last forward pass and before its backward pass, `on_micro_batch`
-    after each backward pass.
+    `noise` gives each micro-batch its key. `on_sums` is called after the last forward pass and
+    before its backward pass, `on_micro_batch` after each backward pass.
     """
     counted = int(counted_targets(documents_BT).sum())
     loss_sum = objective_sum = 0.0
     starts = range(0, tokens_BT.shape[0], train.rows_per_trainer)
-    for start in starts:
+    for micro_batch, start in enumerate(starts):
         rows = slice(start, start + train.rows_per_trainer)
         result = objective(
             model,
             tokens_BT[rows],
             documents_BT[rows],
             entropy_weight=train.exit_entropy_weight,
+            noise=noise(micro_batch),
         )
         loss_sum += result.ce_sum.item()
         objective_sum += result.objective_sum.detach().item()

@@ -7,9 +7,9 @@ successor computes the same bits again.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
 import msgspec
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from actors.snapshots import SnapshotCollector
 from actors.topology import Topology
 from actors.trainer import rounds
 from actors.trainer.rounds import Instruction, TrainerRounds
-from actors.trainer.step import GradientHooks, Sums, run_step
-from kernels.model.config import TrainConfig
+from actors.trainer.step import GradientHooks, Sums, noise_key, run_step
 from kernels.model.config import TrainConfig
 from protocol import messages as m
 from protocol.clock import Clock
@@ -79,7 +78,6 @@ class Trainer:
         self._owner = {p.name: k for k, shard in enumerate(owned) for p in shard}
         self.rounds = TrainerRounds(self._owner, topology.steps)
         self.replica = Replica(topology.model, device)
-        self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(
@@ -202,6 +200,7 @@ class Trainer:
             rows.tokens,
             rows.documents,
             self._topology.train,
+            partial(noise_key, self._topology.seed, self.rounds.step, self._rank),
             self._sums_known,
             self._progress,
         )

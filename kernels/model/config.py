@@ -1,10 +1,11 @@
 """What a LoopLM is made of. Field names are those of the topology's [model] table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 from kernels.model.hyper_connections import MOST_PERMUTED_STREAMS, MOST_STREAMS, Mixing
+from kernels.precision.recipes import RECIPES, Precision
 
 # Widths of feed-forward layers are multiples of this: matrix units like it.
 FFN_MULTIPLE = 64
@@ -25,8 +26,17 @@ class TrainConfig:
     """How a model is trained. Field names are those of the topology's [train] table."""
 
     prediction_weight: float = 0.3  # of all further predictions together
+    precision: Precision = "fp32"  # of the products in the stack's linear maps
+    precision_attention: Precision | Literal[""] = ""  # of those of attention; "": as `precision`
+    precision_ffn: Precision | Literal[""] = ""
+    precision_embedding: Literal["fp32", "bf16"] = "fp32"  # and of the head
+    precision_high_layers: Sequence[int] = ()  # layers that stay in fp32
 
     def __post_init__(self) -> None:
+        for name in ("precision", "precision_attention", "precision_ffn"):
+            value = getattr(self, name)
+            if value not in RECIPES and (value or name == "precision"):
+                raise ValueError(f"train.{name} is {value!r}; accepted: {', '.join(RECIPES)}")
         if self.prediction_weight < 0.0:
             raise ValueError(
                 f"train.prediction_weight must be 0 or more, got {self.prediction_weight}"
@@ -36,6 +46,13 @@ class TrainConfig:
     def of(cls, table: Mapping[str, Any]) -> Self:
         """From a mapping, such as a topology's train table; fields unknown here are left alone."""
         return cls(**_known(cls, table))
+
+    def precision_of(self, layer: int, part: Literal["attention", "ffn"]) -> Precision:
+        """Of one half of a layer of the stack."""
+        if layer in self.precision_high_layers:
+            return "fp32"
+        own = self.precision_attention if part == "attention" else self.precision_ffn
+        return own or self.precision
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from kernels.model.config import ModelConfig
 from kernels.model.hyper_connections import HyperConnection
+from kernels.optimizers import draws
+from kernels.precision.low_precision import low_precision_project
+from kernels.precision.recipes import Recipe
 from kernels.precision.ternary import Ternary, carrier, quantise, ternary_project
 
 Mode = Literal["master", "codes"]
@@ -29,6 +32,10 @@ class TernaryLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, mode: Mode) -> None:
         super().__init__()
+        self.recipe: Recipe | None = (
+            None  # how to multiply; None: 8-bit activations, all else exact
+        )
+        self.label = ""  # its name in the model, which its random draws depend on
         self.mode: Mode = mode
         if mode == "master":
             self.weight = nn.Parameter(torch.zeros(outputs, inputs))
@@ -63,9 +70,9 @@ class TernaryLinear(nn.Module):
             # New tensors rather than new contents: a graph of an earlier forward may hold the old.
             self.codes, self.scale = quantise(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: int | None = None) -> Tensor:
         """(..., in) -> (..., out)."""
-        return ternary_project(x, [self.weight], [self.ternary])[0]
+        return project(x, (self,), noise)[0]
 
 
 class DenseLinear(nn.Module):
@@ -73,11 +80,13 @@ class DenseLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.recipe: Recipe | None = None
+        self.label = ""
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: int | None = None) -> Tensor:
         """(..., in) -> (..., out)."""
-        return functional.linear(x, self.weight)
+        return project(x, (self,), noise)[0]
 
 
 Linear = TernaryLinear | DenseLinear
@@ -88,12 +97,21 @@ def linear(config: ModelConfig, inputs: int, outputs: int, mode: Mode) -> Linear
     return TernaryLinear(inputs, outputs, mode) if config.ternary else DenseLinear(inputs, outputs)
 
 
-def project(x: Tensor, layers: Sequence[Linear]) -> tuple[Tensor, ...]:
-    """`x` through several layers side by side. Ternary ones share the rounding of `x`."""
+def project(x: Tensor, layers: Sequence[Linear], noise: int | None = None) -> tuple[Tensor, ...]:
+    """`x` through several layers of one kind and recipe side by side; they share its rounding.
+
+    `noise` is the key of whatever a recipe draws.
+    """
     ternary = [layer for layer in layers if isinstance(layer, TernaryLinear)]
-    if len(ternary) < len(layers):
-        return tuple(layer(x) for layer in layers)
-    return ternary_project(x, [t.weight for t in ternary], [t.ternary for t in ternary])
+    weights = [t.ternary for t in ternary]
+    recipe = layers[0].recipe
+    if recipe is not None:
+        keys = None if noise is None else [draws.key(noise, layer.label) for layer in layers]
+        leaves = [layer.weight for layer in layers]
+        return low_precision_project(x, leaves, weights or None, recipe, keys)
+    if not ternary:
+        return tuple(functional.linear(x, layer.weight) for layer in layers)
+    return ternary_project(x, [t.weight for t in ternary], weights)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -159,6 +177,7 @@ class Call:
     cos: Tensor  # (S, 1, D) or (B, S, 1, D), of the positions; see `rotary_tables`
     sin: Tensor
     memory: Memory | None = None  # None: only the positions given, causally
+    noise: int | None = None  # key of all random draws of this call
 
 
 class Attention(nn.Module):
@@ -177,7 +196,7 @@ class Attention(nn.Module):
     def forward(self, x_BSC: Tensor, call: Call) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
         B, S, C = x_BSC.shape
-        q, k, v = project(x_BSC, (self.q, self.k, self.v))
+        q, k, v = project(x_BSC, (self.q, self.k, self.v), call.noise)
         heads = (B, S, self.heads, C // self.heads)
         q_BHSD = rotate(q.view(heads), call.cos, call.sin).transpose(1, 2)
         k_BHSD = rotate(k.view(heads), call.cos, call.sin).transpose(1, 2)
@@ -190,7 +209,7 @@ class Attention(nn.Module):
         y = functional.scaled_dot_product_attention(
             q_BHSD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=causal
         )
-        return self.o(self.sub_norm(y.transpose(1, 2).reshape(B, S, C)))
+        return self.o(self.sub_norm(y.transpose(1, 2).reshape(B, S, C)), call.noise)
 
 
 class _ReluSquaredGate(torch.autograd.Function):
@@ -222,11 +241,11 @@ class FeedForward(nn.Module):
         self.sub_norm = RmsNorm(F, config.norm_eps)
         self.down = linear(config, F, C, mode)
 
-    def forward(self, x_BSC: Tensor) -> Tensor:
+    def forward(self, x_BSC: Tensor, call: Call) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
-        gate, up = project(x_BSC, (self.gate, self.up))
+        gate, up = project(x_BSC, (self.gate, self.up), call.noise)
         hidden: Tensor = _ReluSquaredGate.apply(gate, up)
-        return self.down(self.sub_norm(hidden))
+        return self.down(self.sub_norm(hidden), call.noise)
 
 
 class Layer(nn.Module):
@@ -257,14 +276,21 @@ class Layer(nn.Module):
         """(B, S, C), or with streams (B, S, n, C), to the same."""
         if self.attention_streams is None or self.ffn_streams is None:
             x = x + self._attended(x, call)
-            return x + self._fed(x)
+            return x + self._fed(x, call)
         maps = self.attention_streams(x)
         x = maps.write(x, self._attended(maps.read(x), call))
         maps = self.ffn_streams(x)
-        return maps.write(x, self._fed(maps.read(x)))
+        return maps.write(x, self._fed(maps.read(x), call))
+
+    def multiply_by(self, attention: Recipe | None, ffn: Recipe | None) -> None:
+        """How the linear maps of both sublayers multiply from now on."""
+        for module in (self.attention.q, self.attention.k, self.attention.v, self.attention.o):
+            module.recipe = attention
+        for module in (self.ffn.gate, self.ffn.up, self.ffn.down):
+            module.recipe = ffn
 
     def _attended(self, x_BSC: Tensor, call: Call) -> Tensor:
         return self.attention_norm_out(self.attention(self.attention_norm_in(x_BSC), call))
 
-    def _fed(self, x_BSC: Tensor) -> Tensor:
-        return self.ffn_norm_out(self.ffn(self.ffn_norm_in(x_BSC)))
+    def _fed(self, x_BSC: Tensor, call: Call) -> Tensor:
+        return self.ffn_norm_out(self.ffn(self.ffn_norm_in(x_BSC), call))

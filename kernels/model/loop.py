@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.model.hyper_connections import StreamsHead, spread
 from kernels.model.layers import Call, Memory
+from kernels.optimizers import draws
 
 # Shapes: T loops, N tokens in any arrangement (or B, S), C width.
 
@@ -56,19 +57,21 @@ def run_loops(
     apply: Apply = directly,
     memory: Callable[[int, int], Memory] | None = None,
     head: StreamsHead | None = None,
+    noise: int | None = None,
 ) -> Trunk:
     """All turns of the loop over `layers`, each called by `apply`.
 
     `memory(loop, layer)` gives cached keys and values. With a `head` every turn of the loop runs on
-    as many streams as the head joins at its end.
+    as many streams as the head joins at its end. `noise` is the key of all random draws.
     """
     stack = list(layers)
     states: list[Tensor] = []
     last_BSC = h_BSC
     for turn in range(loops):
         x = h_BSC if head is None else spread(h_BSC, head.streams)
+        key = None if noise is None else draws.key(noise, turn)
         for index, layer in enumerate(stack):
-            x = apply(layer, x, Call(*rotary, memory(turn, index) if memory else None))
+            x = apply(layer, x, Call(*rotary, memory(turn, index) if memory else None, key))
         last_BSC = x if head is None else head(x)
         h_BSC = norm(last_BSC)
         states.append(h_BSC)

@@ -12,9 +12,20 @@ from torch.nn import functional
 from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.hyper_connections import StreamsHead
 from kernels.model.initialise import init_parameter
-from kernels.model.layers import Call, Layer, Memory, Mode, RmsNorm, TernaryLinear, rotary_tables
+from kernels.model.layers import (
+    Call,
+    DenseLinear,
+    Layer,
+    Memory,
+    Mode,
+    RmsNorm,
+    TernaryLinear,
+    rotary_tables,
+)
 from kernels.model.loop import Apply, Trunk, checkpointed, directly, run_loops
 from kernels.model.multi_token import Predictor, shifted
+from kernels.precision.recipes import RECIPES
+from kernels.precision.rounding import bfloat16_through
 from kernels.precision.ternary import quantise
 
 
@@ -49,11 +60,12 @@ class LoopLM(nn.Module):
             Predictor(config, mode) for _ in range(config.predict_tokens - 1)
         )
         self.train_config = TrainConfig()
-        self._ternary = {
-            f"{name}.weight": module
-            for name, module in self.named_modules()
-            if isinstance(module, TernaryLinear)
-        }
+        self._ternary: dict[str, TernaryLinear] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, TernaryLinear | DenseLinear):
+                module.label = name
+            if isinstance(module, TernaryLinear):
+                self._ternary[f"{name}.weight"] = module
         cos, sin = rotary_tables(torch.arange(config.seq_len), config.head_dim, config.rope_base)
         self.cos: Tensor
         self.sin: Tensor
@@ -63,7 +75,13 @@ class LoopLM(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The (V, C) matrix that turns states into logits."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return self._embedded(weight)
+
+    def _embedded(self, values: Tensor) -> Tensor:
+        """Of the embedding or the head, in the precision they are trained in."""
+        rounds = self.train_config.precision_embedding == "bf16"
+        return bfloat16_through(values) if rounds else values
 
     def ternary_layers(self) -> dict[str, TernaryLinear]:
         """The ternary layers by the name of their parameter, in order."""
@@ -99,7 +117,21 @@ class LoopLM(nn.Module):
             layer.requantise()
 
     def train_as(self, config: TrainConfig) -> None:
-        """From now on `objective` trains this model in that way."""
+        """From now on `objective` trains this model in that way.
+
+        Raises `ValueError` where the model cannot be: see `fp4_dge`.
+        """
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            attention = config.precision_of(number, "attention")
+            ffn = config.precision_of(number, "ffn")
+            if self.config.ternary and "fp4_dge" in (attention, ffn):
+                raise ValueError(
+                    'precision "fp4_dge" multiplies gradients by a slope at the full-precision '
+                    "weight, which a trainer of ternary layers does not have: set model.ternary = "
+                    "false, or another precision"
+                )
+            layer.multiply_by(RECIPES[attention], RECIPES[ffn])
         self.train_config = config
 
     def states(
@@ -122,11 +154,13 @@ class LoopLM(nn.Module):
         positions: Tensor | None = None,
         memory: Callable[[int, int], Memory] | None = None,
         requantise: bool = True,
+        noise: int | None = None,
     ) -> Trunk:
         """What the loop makes of int64 tokens (B, S).
 
         `positions` (S,) or (B, S) default to 0 .. S - 1; `memory(loop, layer)` caches keys.
         Without `requantise` masters are promised not to have changed since it was last done.
+        `noise` is the key of what a low precision draws.
         """
         if requantise:
             self.requantise()
@@ -139,6 +173,7 @@ class LoopLM(nn.Module):
             apply=self._way(memory is None),
             memory=memory,
             head=self.streams_head,
+            noise=noise,
         )
 
     def predictions(
@@ -167,7 +202,7 @@ class LoopLM(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(...,) -> (..., C)."""
-        return functional.embedding(tokens, self.embedding.weight)
+        return self._embedded(functional.embedding(tokens, self.embedding.weight))
 
     def rotary(self, count: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of `positions` (S,) or (B, S); by default of the first `count`."""

@@ -69,17 +69,19 @@ def objective(
     documents_BT: Tensor,
     *,
     entropy_weight: float,
+    noise: int | None = None,
     logit_elements: int = LOGIT_ELEMENTS,
 ) -> Objective:
     """Objective of rows of seq_len + 1 tokens (B, T), of any integer type; see `Objective`.
 
-    How the model is to be trained is its own affair: `LoopLM.train_as`.
+    How the model is to be trained is its own affair: `LoopLM.train_as`. `noise` is the key of what
+    a low precision draws: another for every step, rank and micro-batch (`optimizers.draws.key`).
     """
     tokens_BT = tokens_BT.long()
     K, T = len(model.predictors), model.config.loops
     same_BS = reach(documents_BT, K + 1)
     counted_N = same_BS[0].reshape(-1)
-    trunk = model.trunk(tokens_BT[:, :-1])
+    trunk = model.trunk(tokens_BT[:, :-1], noise=noise)
     weight_TN, entropy_N = _exit(model, trunk.states, counted_N)
     heads = _heads(model, trunk, tokens_BT, same_BS, weight_TN)
     expected, ce_RN = _WeightedCrossEntropy.apply(
