@@ -4,7 +4,8 @@ Importing torch takes more than a second, forking a process that has imported it
 milliseconds. So the supervisor keeps two of these, one light and one with torch, and asks them for
 actors over a unix socket. They are not in the supervisor's way when it dies: a forkserver keeps
 its children, goes on reaping them, and tells the next supervisor what happened meanwhile. It
-leaves when told to, or when it has neither children nor a supervisor for a while.
+leaves when told to, or when it has neither children nor a supervisor for a while; whoever of a
+forsaken run leaves last takes its sockets and shared memory away.
 
     supervisor -> forkserver   Fork(entry, seat)   Leave()
     forkserver -> supervisor   Ready(children)     Forked(...)     NotForked(...)     Exited(...)
@@ -33,8 +34,9 @@ from typing import NoReturn, cast
 
 import msgspec
 
-from actors import process, roles
+from actors import leftovers, process, roles
 from actors.process import Identity
+from actors.rundir import RunDir
 from actors.seat import Seat
 from protocol.clock import Clock, MonotonicClock
 
@@ -119,7 +121,7 @@ class Forkserver:
         self._ends: deque[Exited] = deque(maxlen=_REMEMBERED_ENDS)
         self._peer: socket.socket | None = None
         self._alone_since = clock.now()
-        self._leaving = False
+        self.told_to_leave = False
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -131,14 +133,14 @@ class Forkserver:
         signal.signal(signal.SIGCHLD, self._signalled)
         signal.signal(signal.SIGTERM, self._signalled)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        while not self._leaving and not self._forgotten():
+        while not self.told_to_leave and not self._forgotten():
             for key, _ in self._selector.select(timeout=1.0):
                 key.data()
             self._reap()
 
     def _signalled(self, number: int, _frame: object) -> None:
         """The wake-up pipe has told the loop already."""
-        self._leaving = self._leaving or number == signal.SIGTERM
+        self.told_to_leave = self.told_to_leave or number == signal.SIGTERM
 
     def _forgotten(self) -> bool:
         alone_s = self._clock.now() - self._alone_since
@@ -183,7 +185,7 @@ class Forkserver:
             case Fork():
                 self._fork(request)
             case Leave():
-                self._leaving = True
+                self.told_to_leave = True
 
     def _say(self, reply: Reply) -> None:
         if self._peer is None:
@@ -329,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="actors.forkserver")
     parser.add_argument("--preload", choices=("light", "torch"))
     parser.add_argument("--orphan-grace-s", type=float, default=10.0)
+    parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--solo", default="")
     wanted = parser.parse_args()
     if wanted.solo:
@@ -341,6 +344,8 @@ def main() -> None:
         listener, wanted.preload, MonotonicClock(), orphan_grace_s=wanted.orphan_grace_s
     )
     server.serve()
+    if not server.told_to_leave:
+        leftovers.clear_last(RunDir(wanted.run_dir))
 
 
 if __name__ == "__main__":

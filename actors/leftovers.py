@@ -1,5 +1,7 @@
 """What a run must not leave behind: processes, shared memory, sockets. And how it is removed."""
 
+import os
+import select
 import signal
 
 from actors import process
@@ -7,6 +9,7 @@ from actors.data.database import newest_life
 from actors.process import Identity
 from actors.rundir import RunDir
 from actors.supervisor import segments, table
+from protocol.clock import Deadline, MonotonicClock
 
 
 def living(run: RunDir) -> list[Identity]:
@@ -21,6 +24,27 @@ def end_all(run: RunDir) -> list[Identity]:
     for who in left:
         process.send_signal(who, signal.SIGKILL)
     return left
+
+
+def clear_last(run: RunDir, within_s: float = 5.0) -> bool:
+    """The last process of a run that nobody supervises takes its memory and sockets away.
+
+    Of several that leave at the same time, the one with the highest pid waits for the others, so
+    that exactly one does it. False when that is not us, or when there is a supervisor after all.
+    """
+    me = process.myself()
+    within = Deadline.after(MonotonicClock(), within_s, "the others of a forsaken run to leave")
+    while others := living(run):
+        if any(who.pid > me.pid for who in others) or within.passed():
+            return False
+        select.select([], [], [], 0.02)
+    lock = process.try_lock(run.supervisor_lock)
+    if lock is None:
+        return False
+    segments.remove(run.run_id)
+    run.remove_socket_dir()
+    os.close(lock)
+    return True
 
 
 def clear(run: RunDir) -> None:

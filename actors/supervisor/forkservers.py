@@ -201,6 +201,7 @@ class Forkservers:
                         "actors.forkserver",
                         f"--preload={warm.preload}",
                         f"--orphan-grace-s={self._grace_s}",
+                        f"--run-dir={self._run.path}",
                     ),
                     output=self._run.stderr_of(f"forkserver-{warm.preload}"),
                     env=process.environment(self._run.run_id, **_SINGLE_THREAD),

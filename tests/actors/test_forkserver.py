@@ -52,7 +52,11 @@ class Server:
             listener.listen(4)
             self.who = process.start(
                 process.python(
-                    "-m", "actors.forkserver", "--preload=light", f"--orphan-grace-s={grace_s}"
+                    "-m",
+                    "actors.forkserver",
+                    "--preload=light",
+                    f"--orphan-grace-s={grace_s}",
+                    f"--run-dir={tmp}",
                 ),
                 output=tmp / "forkserver.stderr",
                 env=process.environment(self.run_id, OMP_NUM_THREADS="1"),

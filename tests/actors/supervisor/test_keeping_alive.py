@@ -112,12 +112,13 @@ def test_everything_killed_at_once_comes_back(crew: Crew):
     assert {crew.rows()[name].incarnation for name in ACTORS} == {2}
 
 
-def test_without_launcher_and_supervisor_the_actors_leave(make_crew: Callable[..., Crew]):
-    crew = make_crew(ACTORS, "supervision.orphan_grace_s=1.5")
-    crew.wait_for(*ACTORS)
+def test_without_launcher_and_supervisor_everything_leaves(make_crew: Callable[..., Crew]):
+    crew = make_crew((*ACTORS, "rollout/0"), "supervision.orphan_grace_s=1.5")
+    crew.wait_for(*ACTORS, "rollout/0", s=60.0)  # forked from a second forkserver
     crew.kill_launcher()
     crew.kill("supervisor")
-    wait_until(lambda: not crew.processes(), 15.0, "the end of all actors")
+    crew.kill("trainer/1")  # it cannot take anything away itself
+    wait_until(lambda: not crew.leftovers(), 20.0, "the end of all that is left")
 
 
 def test_a_new_launcher_adopts_what_still_lives(crew: Crew):
