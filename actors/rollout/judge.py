@@ -29,7 +29,15 @@ STARTS = 3  # attempts before the scorer counts as unavailable
 MAX_ANSWER_BYTES = 1 << 16
 DESCRIPTORS = 16
 
-SCORER = ("-m", "actors.rollout.scorer")
+_SOURCE = os.path.dirname(os.path.abspath(__file__))
+# The package is made by hand: to find it, the interpreter would look into the directories above,
+# which the sandbox does not show.
+SCORER = (
+    "-c",
+    "import sys, types; made = types.ModuleType('actors.rollout'); "
+    f"made.__path__ = [{_SOURCE!r}]; sys.modules['actors.rollout'] = made; "
+    "from actors.rollout.scorer import main; sys.exit(main())",
+)
 
 
 class ScorerUnavailable(Exception):
@@ -53,8 +61,7 @@ class Judge:
     ) -> None:
         self.deaths = 0
         self._on_death = on_death
-        # Without site packages and the current directory: the scorer needs neither.
-        self._command = (view.interpreter(), "-s", "-S", "-P", *command)
+        self._command = (view.interpreter(), "-I", "-S", *command)
         self._run_id = run_id
         self._limits = Limits(
             wall_s=wall_s,
@@ -120,12 +127,10 @@ class Judge:
 
     def _start(self) -> Served:
         """Raises `NotStarted`, `TooLittle`."""
-        source = os.path.join(view.package(), "actors", "rollout")
         return Served(
             self._command,
             limits=self._limits,
-            read_only=(*view.python(), source),
-            env={"PYTHONPATH": view.package()},
+            read_only=(*view.python(), _SOURCE),
             level="parse",  # it executes nothing of what it reads
             run_id=self._run_id,
             clock=self._clock,

@@ -15,6 +15,7 @@ from actors.data.stages import Options, SampleProblem, State, verify
 from actors.sandbox import means
 from actors.sandbox.terms import Means, Outcome
 from protocol.messages import SampleRef
+from tests.actors.sandbox.cells import CELLS, needed
 
 GOOD = (
     b"use std::collections::HashMap;\n"
@@ -73,6 +74,19 @@ def test_files_of_the_host_cannot_be_included(path: str, verifier: Verifier, tmp
         assert problem is not None
         assert "couldn't read" in problem[1]
     assert verifier.problem(f'#[path = "{path}"] mod stolen;'.encode()) is not None
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("cell", sorted(CELLS))
+def test_verdicts_are_the_same_under_every_means(
+    cell: str, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+):
+    using = needed(cell)
+    monkeypatch.setattr(means, "available", lambda: using)
+    assert verifier.problem(GOOD) is None
+    problem = verifier.problem(b'pub const X: &str = include_str!("/etc/passwd");')
+    assert problem is not None
+    assert problem[1].startswith("line 1: couldn't read `/etc/passwd`")
 
 
 @pytest.mark.system

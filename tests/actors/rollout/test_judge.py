@@ -13,6 +13,7 @@ from actors.rollout import judge as judging
 from actors.rollout.judge import Judge, ScorerUnavailable
 from actors.sandbox import means
 from actors.sandbox.terms import Means
+from tests.actors.sandbox.cells import CELLS, needed
 
 PROMPT = "def total(items):\n"
 GOOD = "    return sum(items)\n"
@@ -60,6 +61,17 @@ def test_one_scorer_gives_many_verdicts(judge: Judge, causes: list[str]):
     assert judge.score(PROMPT, "    x = '☃" + chr(0xD800), finished=True).reason == "not UTF-8"
     assert judge.score(PROMPT, "y" * 200_000, finished=True).reason == "too large"
     assert (scorer(judge), causes) == (first, [])
+
+
+@pytest.mark.parametrize("cell", sorted(CELLS))
+def test_it_scores_under_every_means(
+    cell: str, judge: Judge, causes: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    using = needed(cell)
+    monkeypatch.setattr(means, "available", lambda: using)
+    assert judge.score(PROMPT, GOOD, finished=True).reward == 1.0
+    assert judge.score(PROMPT, "    return (\n", finished=True).reason == "does not parse"
+    assert (causes, judge.sandbox().startswith(using.name)) == ([], True)
 
 
 def test_nothing_is_executed(judge: Judge, tmp_path: Path):
