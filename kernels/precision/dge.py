@@ -31,8 +31,12 @@ def rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
 def clamped(x_NI: Tensor) -> Tensor:
     """Within the quantiles of all its elements."""
     flat, count = x_NI.flatten(), x_NI.numel()
-    low = flat.kthvalue(int((1.0 - QUANTILE) * count) + 1).values
-    high = flat.kthvalue(min(int(QUANTILE * count), count - 1) + 1).values
+    places = int((1.0 - QUANTILE) * count), min(int(QUANTILE * count), count - 1)
+    if flat.is_cuda:  # where kthvalue is not deterministic
+        ordered = flat.sort().values
+        low, high = (ordered[place] for place in places)
+    else:
+        low, high = (flat.kthvalue(place + 1).values for place in places)
     return x_NI.clamp(low, high)
 
 

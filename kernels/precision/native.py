@@ -5,6 +5,8 @@ shapes the units do not take, callers multiply the same values in float32. Resul
 rounding of sums, and here come back in bfloat16, as NVIDIA's recipe has it.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,12 +23,40 @@ _NVFP4_BLOCK = 16
 
 def has_fp4(device: torch.device) -> bool:
     """Whether `device` multiplies blocks of E2M1 by itself."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (10, 0)
+    return device.type == "cuda" and _fp4_works(device)
 
 
 def has_fp8(device: torch.device) -> bool:
     """Whether `device` multiplies rows of E4M3 by itself."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and _fp8_works(device)
+
+
+# Which libraries multiply what on which chip is not known from its capability alone, so one product
+# is tried; only in the process that computes, and once.
+@cache
+def _fp4_works(device: torch.device) -> bool:
+    if torch.cuda.get_device_capability(device) < (10, 0):
+        return False
+    values = torch.ones(16, 64, device=device)
+    halves = torch.full((16, 4), 0.5, device=device)
+    try:
+        out = fp4_product((values, halves), (values, halves), values.new_tensor(2.0))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((out == 32.0).all())
+
+
+@cache
+def _fp8_works(device: torch.device) -> bool:
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return False
+    values = torch.ones(16, 64, device=device)
+    halves = torch.full((16, 1), 0.5, device=device)
+    try:
+        out = fp8_product((values, halves), (values, halves))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((out == 16.0).all())
 
 
 def takes(a_MK: Tensor, b_NK: Tensor) -> bool:
