@@ -1,1 +1,1 @@
-"""The maths: functions of tensors and nn.Modules. No sockets, no files, nothing of ours imported."""
+"""The maths: functions of tensors and nn.Modules. No sockets, no files, none of our imports."""

@@ -83,7 +83,8 @@ class Driven:
         """Wait for something true while the launcher lives, and return it."""
         end = time.monotonic() + s
         while not (found := happened()):
-            assert self.popen.poll() is None, f"the run has ended before {what}\n{self.finished()}"
+            left = self.popen.poll() is not None and "--detach" not in self.command
+            assert not left, f"the run has ended before {what}\n{self.finished()}"
             assert time.monotonic() < end, f"{what} did not happen in {s:g} s\n{self.story()}"
             select.select([], [], [], 0.005)
         return found

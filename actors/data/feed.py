@@ -219,6 +219,10 @@ class Feed:
             self._buffer.put(self._turns.pop(document.key), document)
         self._pack()
 
+    def leaves_out(self, sample: int) -> bool:
+        """No epoch will have this sample any more."""
+        return sample in self._left_out
+
     def refuse(self, refusal: Refusal) -> bool:
         """A sample turned out to be of no use. False when nobody had drawn it."""
         key = refusal.key

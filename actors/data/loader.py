@@ -219,18 +219,21 @@ class Loader:
                 case Document():
                     self._batches.finished(outcome)
                 case Refusal(key=key, kind=kind, detail=detail):
-                    self._refused[kind] += 1
-                    if self._refused[kind] <= NAMED:
-                        name = self._corpus.name(key[1])
-                        self._mailbox.log.warning(
-                            "sample refused", sample=name, kind=kind, why=detail
-                        )
+                    # The same sample may be on its way for two epochs at once.
+                    if not self._batches.feed.leaves_out(key[1]):
+                        self._count_refusal(key[1], kind, detail)
                     self._batches.refused(outcome)
                 case Poisoned(key=key, deaths=deaths, reason=reason):
                     self._quarantined += 1
                     name = self._corpus.name(key[1])
                     self._mailbox.log.error("sample quarantined", sample=name, why=reason)
                     self._batches.quarantined(key, reason, deaths)
+
+    def _count_refusal(self, sample: int, kind: str, why: str) -> None:
+        self._refused[kind] += 1
+        if self._refused[kind] <= NAMED:
+            name = self._corpus.name(sample)
+            self._mailbox.log.warning("sample refused", sample=name, kind=kind, why=why)
 
     def _lease(self) -> None:
         """Until nobody wants anything: reading for another host may refuse samples, which makes

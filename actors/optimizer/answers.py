@@ -35,7 +35,12 @@ class Answers:
         self._encoded[index] = (version, encoded)
 
     def update(self, index: int, version: int, ranks: Iterable[int]) -> None:
-        """Send what leads from `version` - 1 to `version`, or all of it if that base is gone."""
+        """Send what leads from `version` - 1 to `version`, or all of it if that base is gone.
+
+        Nothing if `version` is gone itself: whoever asked has contributed to a later one since.
+        """
+        if not self._state.has(index, version):
+            return
         parameter = self._parameters[index]
         if parameter.kind == "ternary" and not self._state.has(index, version - 1):
             for rank in ranks:

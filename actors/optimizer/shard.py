@@ -130,7 +130,7 @@ class Shard:
                 self._perform(self.rounds.query(rank, message.version, message.lacking))
             case m.CodesRequest(version=version):
                 self._start_clock()
-                self._answers.codes(sender, self.rounds.version_for(version))
+                self._answers.codes(sender, self._version_for(version))
             case m.ShardCommitted():
                 self._part(sender, message)
             case m.CheckpointPart(shard=shard) if sender == f"optimizer_shard/{shard}":
@@ -244,6 +244,12 @@ class Shard:
         self.state.update(index, step, new)
         given.clear()
         self._computing_s += self._clock.now() - began
+
+    def _version_for(self, asked: int) -> int:
+        """What to hand out: a predecessor may have died over the places of the older version."""
+        version = self.rounds.version_for(asked)
+        whole = all(self.state.has(index, version) for index in range(len(self._parameters)))
+        return version if whole else self.rounds.complete
 
     def _report(self, version: int) -> None:
         if not all(self.state.has(i, version) for i in range(len(self._parameters))):

@@ -30,9 +30,15 @@ def tracked() -> list[Path]:
     """Files of the repository, or of the unpacked source where there is no git."""
     git = shutil.which("git")
     if git and (ROOT / ".git").exists():
-        names = subprocess.run([git, "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+        names = subprocess.run(
+            [git, "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
         return [ROOT / name for name in names.stdout.splitlines() if (ROOT / name).exists()]
-    return [p for p in ROOT.rglob("*") if p.is_file() and not p.relative_to(ROOT).parts[0].startswith(".")]
+    return [
+        p
+        for p in ROOT.rglob("*")
+        if p.is_file() and not p.relative_to(ROOT).parts[0].startswith(".")
+    ]
 
 
 def check(*command: str) -> None:
@@ -61,7 +67,7 @@ def test_imports_follow_the_layers() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_types_hold_strictly() -> None:
-    check("pyright")
+    check("pyright", "--pythonpath", sys.executable)
 
 
 def test_the_top_level_is_the_users_layout() -> None:

@@ -257,19 +257,25 @@ def graph(
 
 
 def exactly_once(ledger: Path) -> None:
-    """Assert that spans tile documents without gap or overlap; only the last may be cut short."""
+    """Assert that spans tile documents without gap or overlap.
+
+    Only the document that a lane was at last may be cut short.
+    """
     with contextlib.closing(sqlite3.connect(ledger)) as db:
         spans: dict[tuple[int, int], list[tuple[int, int]]] = {}
         rows = db.execute(
-            "SELECT epoch, sample, start, length FROM delivered ORDER BY step, rank, row, offset"
+            "SELECT epoch, sample, start, length, rank, row FROM delivered "
+            "ORDER BY step, rank, row, offset"
         ).fetchall()
         lengths = {
             (e, s): n for e, s, n in db.execute("SELECT epoch, sample, tokens FROM documents")
         }
-    for epoch, sample, start, length in rows:
+    last: dict[tuple[int, int], tuple[int, int]] = {}
+    for epoch, sample, start, length, *lane in rows:
         spans.setdefault((epoch, sample), []).append((start, length))
+        last[lane[0], lane[1]] = epoch, sample
     for key, found in spans.items():
         starts, counts = np.array(sorted(found)).T
         assert starts[0] == 0
         assert (starts[1:] == np.cumsum(counts)[:-1]).all(), key
-        assert counts.sum() == lengths[key] or key == rows[-1][:2], key
+        assert counts.sum() == lengths[key] or key in last.values(), key

@@ -201,3 +201,24 @@ def test_the_ring_keeps_the_newest_records():
     assert [record["step"] for record in state.records(390)] == list(range(391, 400))
     with pytest.raises(StateError, match="has 5"):
         state.put_record(400, {"step": 400, "junk": "x" * 5000})
+
+
+def test_a_shard_that_died_over_an_old_version_hands_out_the_one_that_is_whole():
+    exchange = Exchange(tiny("steps=4"))
+    exchange.run(until=3)
+    state = exchange.shards[0].state
+    begun = {name: np.zeros_like(slot) for name, slot in state.published(0, 2).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_store", Dying(2))
+        with pytest.raises(Dead):
+            state.publish(0, 4, begun, bytes(32))
+    exchange.shards[0] = shard = exchange.new_shard(0)
+    exchange.office.letters.clear()
+    name = shard.state.layout.parameters[0].name
+    shard.hear("rollout/0", m.CodesRequest(version=2))
+    shard.hear("trainer/0", m.StepQuery(version=2, rank=0, lacking=(name,)))
+    said = [codec.decode(letter.parts).message for letter in exchange.office.letters]
+    assert {message.version for message in said if isinstance(message, m.Codes)} == {3}
+    assert not [message for message in said if isinstance(message, m.Update)]
+    exchange.office.letters.clear()
+    exchange.run()
