@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from actors import checkpoints
+from actors import checkpoints, leftovers
 from actors.checkpoints import CheckpointError
 from actors.loop import Mailbox
 from actors.optimizer import restore, updates
@@ -54,8 +54,9 @@ def main(seat: Seat) -> int:
             mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
             mailbox.close(failed=str(error))
             return 1
-        if mailbox.forsaken == "orphaned":
-            segments.unlink(segment.name)
+    if mailbox.forsaken == "orphaned":
+        # Not its own memory alone: shards of one run go on from one step, or from one checkpoint.
+        leftovers.clear_last(RunDir(Path(seat.run_dir)), within_s=0.0)
     return 0
 
 

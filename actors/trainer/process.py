@@ -6,13 +6,16 @@ sent or none.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors import leftovers
 from actors.gradient_slots import GradientSlots
 from actors.loop import Mailbox
 from actors.parameters import parameters
+from actors.rundir import RunDir
 from actors.seat import Seat
 from actors.trainer.trainer import ShardsDisagree, Trainer
 from protocol import segments
@@ -56,8 +59,8 @@ def main(seat: Seat) -> int:
             if segment is not None:
                 segment.close()
         mailbox.log.info("trainer leaves", reason=mailbox.stopping.reason)
-        if mailbox.forsaken == "orphaned":
-            segments.unlink(gradients)
+    if mailbox.forsaken == "orphaned":
+        leftovers.clear_last(RunDir(Path(seat.run_dir)), within_s=0.0)
     return 0
 
 
