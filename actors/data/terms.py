@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from actors.data.cutoffs import NEVER_S
 from actors.data.feed import Shape
 from actors.data.stages import stage_names
 from actors.data.tokenizer import digest_of
 from actors.topology import Topology
 from protocol.messages import DataPlan
-
-# A cut-off that nothing reaches.
-NEVER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
