@@ -234,7 +234,7 @@ class SimRollout:
                 f"{self._life}'s", self._named[name], snapshot.version, tensors["dense"]
             )
         self._collector = None
-        self._rest_until = self._life.now() + 0.5
+        self._rest_until = self._life.now() + 0.3 * self._life.chance.random()
 
 
 class SimRecorder:

@@ -18,6 +18,7 @@ from actors.published import Array, digest
 from actors.simulation.life import Died, Exit, Life
 from actors.simulation.mailbox import SimMailbox
 from actors.simulation.setting import layout, update
+from actors.topology import Topology
 from protocol.messages import Metrics, RunDone, Stop
 from protocol.segments import Segment
 from protocol.tensors import Attached
@@ -154,7 +155,7 @@ class SimShard:
             cast("Any", self._box),
             life,
             attached=SimAttached(life),
-            update=cast("Update", update),
+            update=cast("Update", self._update),
         )
         self._checkpoints = Checkpoints(
             world.topology,
@@ -169,6 +170,12 @@ class SimShard:
         self._shard.begin()
         self._act = self._run
         return 0.0
+
+    def _update(self, topology: Topology, *given: Any) -> dict[str, Array]:
+        """The arithmetic of an update takes a while."""
+        each_s = self._life.world.setting.step_s / 10
+        self._life.ahead += each_s * self._life.chance.random()
+        return update(topology, *given)
 
     def _begin_state(self) -> None:
         log, world = self._box.log, self._life.world

@@ -4,8 +4,10 @@ kill      SIGKILL                              doom      SIGKILL, so many instru
 exit      a crash                              freeze    SIGSTOP for a while
 hang      its computing thread stands still    suspend   the whole machine is stopped for a while
 presume   declared dead though it lives: frozen, replaced, then thawed
-cut       a connection breaks                  stall     a connection delivers nothing for a while
+stall     a connection delivers nothing for a while
+cut       the same, and then it breaks: what was said meanwhile is lost
 echo      it says every other message twice
+curse     each of its lives ends after so many instructions, for a while or for good
 launcher  launcher and supervisor die together, and come back later
 stupor    launcher and supervisor are stopped together, longer than actors wait for them
 stop      an operator ends the run; it is resumed
@@ -29,6 +31,7 @@ Kind = Literal[
     "cut",
     "stall",
     "echo",
+    "curse",
     "launcher",
     "stupor",
     "stop",
@@ -48,11 +51,37 @@ _WEIGHTS: dict[Kind, int] = {
     "cut": 8,
     "stall": 6,
     "echo": 8,
+    "curse": 2,
     "launcher": 2,
     "stupor": 2,
     "stop": 2,
     "host": 3,
 }
+# How many seconds it lasts: one of these, or anything between two.
+_ONE_OF: dict[Kind, tuple[float, ...]] = {
+    "freeze": (0.3, 1.5, 4.0, 9.0),
+    "hang": (0.3, 1.5, 4.0, 9.0),
+    "suspend": (0.6, 3.0, 12.0),
+    "launcher": (0.5, 2.0, 5.0, 8.0),
+    "stupor": (0.5, 2.0, 5.0, 8.0),
+    "curse": (1.0, 4.0, 60.0),
+}
+_BETWEEN: dict[Kind, tuple[float, float]] = {
+    "presume": (0.2, 4.0),
+    "cut": (0.05, 3.0),
+    "stall": (0.05, 3.0),
+    "echo": (0.5, 4.0),
+    "host": (0.0, 1.0),  # which share of what it has not synced it loses
+}
+# Which connection; how many instructions; how many steps the ledger forgets.
+_NUMBERS: dict[Kind, tuple[int, int]] = {
+    "doom": (1, 60),
+    "curse": (1, 40),
+    "cut": (0, 7),
+    "stall": (0, 7),
+    "host": (0, 3),
+}
+_OF_ALL = ("suspend", "launcher", "stupor", "stop", "host")
 # Deaths of one actor in one schedule: fewer than rationing forgives, so that a run that fails is
 # a finding.
 _DEATHS = 3
@@ -66,7 +95,7 @@ class Fault:
     kind: Kind
     target: str = ""
     s: float = 0.0  # how long it lasts
-    n: int = 0  # which connection; how many instructions; how many steps the ledger forgets
+    n: int = 0  # see _NUMBERS
 
     def __str__(self) -> str:
         details = [self.target] if self.target else []
@@ -90,6 +119,8 @@ def drawn(setting: Setting) -> list[Fault]:
         if kind in ("stop", "host"):  # late enough for a checkpoint to resume from
             at = round(setting.calm_s() * chance.uniform(0.5, 1.0), 3)
         fault = _one(chance, kind, target, at, setting)
+        if fault.kind == "curse" and (target == "supervisor" or "far" in target):
+            continue  # nobody rations these
         if fault.kind in ("kill", "doom", "exit", "freeze", "hang", "presume", "launcher"):
             who = "supervisor" if fault.kind == "launcher" else fault.target
             deaths[who] = deaths.get(who, 0) + 1
@@ -115,30 +146,15 @@ def _targets(setting: Setting) -> list[str]:
 
 
 def _one(chance: random.Random, kind: Kind, target: str, at: float, setting: Setting) -> Fault:
+    lasts_s = 0.0
+    if kind in _ONE_OF:
+        lasts_s = chance.choice(_ONE_OF[kind])
+    elif kind in _BETWEEN:
+        lasts_s = round(chance.uniform(*_BETWEEN[kind]), 2)
     if kind == "presume":
         target = _presumable(chance, target, setting)
-        return Fault(at, kind, target, round(chance.uniform(0.2, 4.0), 2))
-    match kind:
-        case "doom":
-            return Fault(at, kind, target, n=chance.randint(1, 60))
-        case "freeze" | "hang":
-            return Fault(at, kind, target, round(chance.choice((0.3, 1.5, 4.0, 9.0)), 2))
-        case "suspend":
-            return Fault(at, kind, "", round(chance.choice((0.6, 3.0, 12.0)), 2))
-        case "cut" | "stall":
-            return Fault(
-                at, kind, target, round(chance.uniform(0.05, 3.0), 2), chance.randint(0, 7)
-            )
-        case "echo":
-            return Fault(at, kind, target, round(chance.uniform(0.5, 4.0), 2))
-        case "launcher" | "stupor":
-            return Fault(at, kind, "", round(chance.choice((0.5, 2.0, 5.0, 8.0)), 2))
-        case "host":
-            return Fault(at, kind, "", round(chance.random(), 2), chance.randint(0, 3))
-        case "stop":
-            return Fault(at, kind)
-        case _:
-            return Fault(at, kind, target)
+    number = chance.randint(*_NUMBERS[kind]) if kind in _NUMBERS else 0
+    return Fault(at, kind, "" if kind in _OF_ALL else target, lasts_s, number)
 
 
 def _presumable(chance: random.Random, target: str, setting: Setting) -> str:

@@ -16,6 +16,8 @@ from actors.simulation.world import World
 # Simulated seconds in which a run without further trouble must finish: a dozen of the longest
 # waits there are, one after the other.
 PATIENCE_S = 90.0
+# A broken connection is made again after this.
+_REDIAL_S = 0.1
 # A connection of another host on which nothing arrives for this long is given up by ZeroMQ.
 _TCP_SILENCE_S = 6.0
 
@@ -112,6 +114,14 @@ def _to_life(world: World, life: Life, fault: Fault) -> None:
             world.end(life, "exit code 3")
         case "doom":
             life.doom = fault.n
+        case "curse":
+            world.curse(fault.target, fault.s, fault.n)
+        case _:
+            _to_the_living(world, life, fault)
+
+
+def _to_the_living(world: World, life: Life, fault: Fault) -> None:
+    match fault.kind:
         case "freeze":
             _freeze(world, life, fault.s)
         case "hang":
@@ -125,8 +135,9 @@ def _to_life(world: World, life: Life, fault: Fault) -> None:
             names = world.wire.channels(life)
             if names:
                 name = names[fault.n % len(names)]
-                act = world.wire.cut if fault.kind == "cut" else world.wire.stall
-                act(life, name, fault.s)
+                world.wire.stall(life, name, fault.s)
+                if fault.kind == "cut":
+                    world.timeline.after(fault.s, None, world.wire.cut, life, name, _REDIAL_S)
         case _:
             raise AssertionError(fault)
 

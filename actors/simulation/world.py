@@ -48,6 +48,7 @@ class World:
         self.outcome: str | None = None  # of the present launch
         self.ends: list[str] = []  # of all launches
         self.over = False
+        self._cursed: dict[str, tuple[float, int]] = {}  # until when, and after how much
         self._born = 0
         self._attached = 0
         self.launcher = SimLauncher(self)
@@ -111,6 +112,9 @@ class World:
         self.tell(f"{life} begins")
         if name == "supervisor":
             self.supervisor = life
+        until, instructions = self._cursed.get(name, (0.0, 0))
+        if self.timeline.now() < until:
+            life.doom = instructions
         life.wake(0.02 + 0.1 * life.chance.random())
         return life
 
@@ -169,6 +173,13 @@ class World:
             assert isinstance(shell, SimSupervisor)
             after_s = 0.005 * self.chance.random()
             supervisor.later(after_s, shell.life_ended, life.name, life.incarnation, life.who, how)
+
+    def curse(self, name: str, s: float, instructions: int) -> None:
+        """Every life of that name that is there or begins within `s` seconds ends early."""
+        self._cursed[name] = self.timeline.now() + s, instructions
+        life = self.of(name)
+        if life is not None:
+            life.doom = instructions
 
     def presume_dead(self, life: Life, back_s: float) -> None:
         """It is frozen and declared dead; its successor lives when it wakes.

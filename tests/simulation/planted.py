@@ -14,9 +14,8 @@ from actors.data.database import Database
 from actors.data.feed import Composition, Shape
 from actors.data.leases import LeaseTable
 from actors.data.ledger import Ledger
-from actors.optimizer import rounds as shard_rounds
 from actors.optimizer.rounds import ShardRounds
-from actors.optimizer.state import State
+from actors.optimizer.state import Facts, State
 from actors.optimizer.writer import ShardWriter
 from actors.snapshots import Snapshot, SnapshotCollector
 from actors.supervisor.events import Instruction, Memory, Place
@@ -27,17 +26,18 @@ from protocol.gate import Gate
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """One mistake: the attribute of a class that it replaces."""
+    """One mistake: the attributes of a class that it replaces."""
 
     name: str
     owner: type
-    attribute: str
-    mistake: Callable[..., Any]
+    mistakes: Mapping[str, Callable[..., Any]]
 
     @contextlib.contextmanager
     def planted(self) -> Generator[None]:
         """While it is in the code."""
-        with mock.patch.object(self.owner, self.attribute, self.mistake):
+        with contextlib.ExitStack() as stack:
+            for attribute, mistake in self.mistakes.items():
+                stack.enter_context(mock.patch.object(self.owner, attribute, mistake))
             yield
 
 
@@ -47,13 +47,6 @@ class Bug:
 def takes_what_was_counted(self: ShardRounds, step: int, rank: int, param: str) -> bool:
     known = param in self.versions and 0 <= rank < self.setting.ranks
     return known and self.versions[param] <= step <= self.versions[param] + 1
-
-
-def acts_before_it_remembers(self: ShardRounds, step: int, rank: int) -> list[Any]:
-    if not self.takes_facts(step, rank):
-        return []
-    self.facts_of.setdefault(step, set()).add(rank)
-    return [*self._ready(self.setting.params), shard_rounds.KeepFacts(step, rank)]
 
 
 def moves_before_the_commit(self: ShardRounds, step: int) -> bool:
@@ -71,6 +64,10 @@ def waits_in_silence(self: TrainerRounds, now: float) -> list[Any]:
     return []
 
 
+def aligns_nothing(self: SnapshotCollector[Any]) -> None:
+    del self
+
+
 def mixes_versions(self: SnapshotCollector[Any]) -> Snapshot[Any] | None:
     if self.missing:
         return None
@@ -79,6 +76,15 @@ def mixes_versions(self: SnapshotCollector[Any]) -> Snapshot[Any] | None:
 
 
 # --- state and checkpoints ------------------------------------------------------------------------
+
+
+def keeps_facts_in_its_head(self: State, step: int, rank: int, facts: Facts) -> None:
+    self.__dict__.setdefault("_head", {})[step, rank] = facts
+
+
+def knows_what_is_in_its_head(self: State, step: int) -> dict[int, Facts]:
+    head: dict[tuple[int, int], Facts] = self.__dict__.setdefault("_head", {})
+    return {rank: facts for (of, rank), facts in head.items() if of == step}
 
 
 def writes_in_place_first(
@@ -158,40 +164,46 @@ BUGS = (
     Bug(
         "a gradient that was counted is counted again",
         ShardRounds,
-        "takes_gradient",
-        takes_what_was_counted,
+        {"takes_gradient": takes_what_was_counted},
     ),
     Bug(
-        "a shard acts on facts before they are kept", ShardRounds, "facts", acts_before_it_remembers
+        "facts are acknowledged before they are kept",
+        State,
+        {"put_facts": keeps_facts_in_its_head, "facts": knows_what_is_in_its_head},
     ),
     Bug(
         "a step begins before the last is committed",
         ShardRounds,
-        "_may_move_to",
-        moves_before_the_commit,
+        {"_may_move_to": moves_before_the_commit},
     ),
-    Bug("a shard says only once that its part is done", ShardRounds, "tick", says_it_once),
-    Bug("a trainer never asks for what it lacks", TrainerRounds, "tick", waits_in_silence),
-    Bug("a snapshot mixes versions", SnapshotCollector, "result", mixes_versions),
-    Bug("weights change before the redo record is valid", State, "update", writes_in_place_first),
-    Bug("a checkpoint copies what has changed meanwhile", ShardWriter, "preserve", copies_too_late),
+    Bug("a shard says only once that its part is done", ShardRounds, {"tick": says_it_once}),
+    Bug("a trainer never asks for what it lacks", TrainerRounds, {"tick": waits_in_silence}),
     Bug(
-        "a replaced loader may write the ledger", Database, "_check_owner", lets_predecessors_write
+        "a snapshot mixes versions",
+        SnapshotCollector,
+        {"_align": aligns_nothing, "result": mixes_versions},
     ),
-    Bug("a batch is handed out before it is recorded", Ledger, "commit", writes_a_step_behind),
+    Bug("weights change before the redo record is valid", State, {"update": writes_in_place_first}),
+    Bug(
+        "a checkpoint copies what has changed meanwhile", ShardWriter, {"preserve": copies_too_late}
+    ),
+    Bug(
+        "a replaced loader may write the ledger",
+        Database,
+        {"_check_owner": lets_predecessors_write},
+    ),
+    Bug("a batch is handed out before it is recorded", Ledger, {"commit": writes_a_step_behind}),
     Bug(
         "a lease is renewed by whoever still speaks",
         LeaseTable,
-        "request",
-        renews_for_whoever_speaks,
+        {"request": renews_for_whoever_speaks},
     ),
-    Bug("leases are numbered anew in each life", LeaseTable, "__init__", counts_leases_from_zero),
-    Bug("nobody looks at incarnations", Gate, "judge", believes_everybody),
-    Bug("a new supervisor forgets who died", Supervision, "_seat", forgets_deaths),
+    Bug("leases are numbered anew in each life", LeaseTable, {"__init__": counts_leases_from_zero}),
+    Bug("nobody looks at incarnations", Gate, {"judge": believes_everybody}),
+    Bug("a new supervisor forgets who died", Supervision, {"_seat": forgets_deaths}),
     Bug(
         "a frozen actor is replaced before its end is seen",
         Supervision,
-        "_condemn",
-        replaces_the_living,
+        {"_condemn": replaces_the_living},
     ),
 )
