@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from kernels.model.hyper_connections import MOST_PERMUTED_STREAMS, MOST_STREAMS, Mixing
 from kernels.precision.recipes import RECIPES, Precision
+from kernels.sparsity.token_filter import Backward, Score
 
 # Widths of feed-forward layers are multiples of this: matrix units like it.
 FFN_MULTIPLE = 64
@@ -31,12 +32,19 @@ class TrainConfig:
     precision_ffn: Precision | Literal[""] = ""
     precision_embedding: Literal["fp32", "bf16"] = "fp32"  # and of the head
     precision_high_layers: Sequence[int] = ()  # layers that stay in fp32
+    filter: Score = "none"  # by what score tokens are kept in the backward pass
+    filter_keep: float = 0.6  # the share of each row's tokens that is
+    filter_backward: Backward = "gathered"  # or another way, to compare: see `filtered`
 
     def __post_init__(self) -> None:
         for name in ("precision", "precision_attention", "precision_ffn"):
             value = getattr(self, name)
             if value not in RECIPES and (value or name == "precision"):
                 raise ValueError(f"train.{name} is {value!r}; accepted: {', '.join(RECIPES)}")
+        if not 0.0 < self.filter_keep <= 1.0:
+            raise ValueError(
+                f"train.filter_keep is {self.filter_keep}; accepted: more than 0, and 1 at most"
+            )
         if self.prediction_weight < 0.0:
             raise ValueError(
                 f"train.prediction_weight must be 0 or more, got {self.prediction_weight}"

@@ -18,6 +18,7 @@ from kernels.optimizers import draws
 from kernels.precision.low_precision import low_precision_project
 from kernels.precision.recipes import Recipe
 from kernels.precision.ternary import Ternary, carrier, quantise, ternary_project
+from kernels.sparsity.tape import Filtering, Known, causal_attention
 
 Mode = Literal["master", "codes"]
 
@@ -70,9 +71,9 @@ class TernaryLinear(nn.Module):
             # New tensors rather than new contents: a graph of an earlier forward may hold the old.
             self.codes, self.scale = quantise(self.weight)
 
-    def forward(self, x: Tensor, noise: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, call: "Call | None" = None) -> Tensor:
         """(..., in) -> (..., out)."""
-        return project(x, (self,), noise)[0]
+        return project(x, (self,), call)[0]
 
 
 class DenseLinear(nn.Module):
@@ -84,9 +85,9 @@ class DenseLinear(nn.Module):
         self.label = ""
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
 
-    def forward(self, x: Tensor, noise: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, call: "Call | None" = None) -> Tensor:
         """(..., in) -> (..., out)."""
-        return project(x, (self,), noise)[0]
+        return project(x, (self,), call)[0]
 
 
 Linear = TernaryLinear | DenseLinear
@@ -97,21 +98,28 @@ def linear(config: ModelConfig, inputs: int, outputs: int, mode: Mode) -> Linear
     return TernaryLinear(inputs, outputs, mode) if config.ternary else DenseLinear(inputs, outputs)
 
 
-def project(x: Tensor, layers: Sequence[Linear], noise: int | None = None) -> tuple[Tensor, ...]:
-    """`x` through several layers of one kind and recipe side by side; they share its rounding.
+def project(x: Tensor, layers: Sequence[Linear], call: "Call | None" = None) -> tuple[Tensor, ...]:
+    """`x` through several layers of one kind and recipe side by side; they share its rounding."""
+    if call is None or call.filtering is None:
+        return _project(x, layers, call, None)
+    widths = [layer.weight.shape[0] for layer in layers]
+    return call.filtering.products(x, widths, lambda known: _project(x, layers, call, known))
 
-    `noise` is the key of whatever a recipe draws.
-    """
+
+def _project(
+    x: Tensor, layers: Sequence[Linear], call: "Call | None", known: Known
+) -> tuple[Tensor, ...]:
+    """`known` are results computed before."""
     ternary = [layer for layer in layers if isinstance(layer, TernaryLinear)]
     weights = [t.ternary for t in ternary]
-    recipe = layers[0].recipe
-    if recipe is not None:
-        keys = None if noise is None else [draws.key(noise, layer.label) for layer in layers]
-        leaves = [layer.weight for layer in layers]
-        return low_precision_project(x, leaves, weights or None, recipe, keys)
-    if not ternary:
-        return tuple(functional.linear(x, layer.weight) for layer in layers)
-    return ternary_project(x, [t.weight for t in ternary], weights)
+    recipe, leaves = layers[0].recipe, [layer.weight for layer in layers]
+    if recipe is None and ternary:
+        return ternary_project(x, leaves, weights, known)
+    if recipe is None and (call is None or call.filtering is None):
+        return tuple(functional.linear(x, weight) for weight in leaves)
+    noise = None if call is None else call.noise
+    keys = None if noise is None else [draws.key(noise, layer.label) for layer in layers]
+    return low_precision_project(x, leaves, weights or None, recipe or Recipe(), keys, known)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -178,6 +186,7 @@ class Call:
     sin: Tensor
     memory: Memory | None = None  # None: only the positions given, causally
     noise: int | None = None  # key of all random draws of this call
+    filtering: Filtering | None = None  # how this call takes part in a token filter
 
 
 class Attention(nn.Module):
@@ -196,20 +205,28 @@ class Attention(nn.Module):
     def forward(self, x_BSC: Tensor, call: Call) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
         B, S, C = x_BSC.shape
-        q, k, v = project(x_BSC, (self.q, self.k, self.v), call.noise)
+        q, k, v = project(x_BSC, (self.q, self.k, self.v), call)
         heads = (B, S, self.heads, C // self.heads)
-        q_BHSD = rotate(q.view(heads), call.cos, call.sin).transpose(1, 2)
-        k_BHSD = rotate(k.view(heads), call.cos, call.sin).transpose(1, 2)
-        v_BHSD = v.view(heads).transpose(1, 2)
-        mask: Tensor | None = None
-        if call.memory is not None:
-            k_BHSD, v_BHSD, mask = call.memory.extend(k_BHSD, v_BHSD)
-        # Without a mask: as many keys as queries are causal, a single query may see every key.
-        causal = mask is None and S > 1
-        y = functional.scaled_dot_product_attention(
-            q_BHSD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=causal
-        )
-        return self.o(self.sub_norm(y.transpose(1, 2).reshape(B, S, C)), call.noise)
+        q_BSHD = rotate(q.view(heads), call.cos, call.sin)
+        k_BSHD = rotate(k.view(heads), call.cos, call.sin)
+        v_BSHD = v.view(heads)
+        if call.filtering is not None:
+            y_BSHD = call.filtering.attention(q_BSHD, k_BSHD, v_BSHD)
+        elif call.memory is not None:
+            y_BSHD = _remembered(q_BSHD, k_BSHD, v_BSHD, call.memory)
+        else:
+            y_BSHD = causal_attention(q_BSHD, k_BSHD, v_BSHD)
+        return self.o(self.sub_norm(y_BSHD.reshape(B, S, C)), call)
+
+
+def _remembered(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, memory: Memory) -> Tensor:
+    """Attention over these and earlier positions, (B, S, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
+    k, v, mask = memory.extend(k, v)
+    # Without a mask: as many keys as queries are causal, a single query may see every key.
+    causal = mask is None and q.shape[2] > 1
+    y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return y.transpose(1, 2)
 
 
 class _ReluSquaredGate(torch.autograd.Function):
@@ -243,9 +260,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BSC: Tensor, call: Call) -> Tensor:
         """(B, S, C) -> (B, S, C)."""
-        gate, up = project(x_BSC, (self.gate, self.up), call.noise)
+        gate, up = project(x_BSC, (self.gate, self.up), call)
         hidden: Tensor = _ReluSquaredGate.apply(gate, up)
-        return self.down(self.sub_norm(hidden), call.noise)
+        return self.down(self.sub_norm(hidden), call)
 
 
 class Layer(nn.Module):

@@ -3,7 +3,7 @@
 Parameter names, shapes and order are those of `actors/parameters.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from kernels.model.layers import (
     rotary_tables,
 )
 from kernels.model.loop import Apply, Trunk, checkpointed, directly, run_loops
-from kernels.model.multi_token import Predictor, shifted
+from kernels.model.multi_token import Predictor, Rows
 from kernels.precision.recipes import RECIPES
 from kernels.precision.rounding import bfloat16_through
 from kernels.precision.ternary import quantise
@@ -60,6 +60,7 @@ class LoopLM(nn.Module):
             Predictor(config, mode) for _ in range(config.predict_tokens - 1)
         )
         self.train_config = TrainConfig()
+        self._reference: tuple[LoopLM | None] = (None,)  # in a tuple it is no part of this model
         self._ternary: dict[str, TernaryLinear] = {}
         for name, module in self.named_modules():
             if isinstance(module, TernaryLinear | DenseLinear):
@@ -116,11 +117,14 @@ class LoopLM(nn.Module):
         for layer in self._ternary.values():
             layer.requantise()
 
-    def train_as(self, config: TrainConfig) -> None:
+    def train_as(self, config: TrainConfig, reference: "LoopLM | None" = None) -> None:
         """From now on `objective` trains this model in that way.
 
-        Raises `ValueError` where the model cannot be: see `fp4_dge`.
+        `reference` is what the filter "excess" compares losses with: another model of the same
+        vocabulary. Raises `ValueError` where the model cannot be trained so.
         """
+        if config.filter == "excess":
+            _check_reference(self.config, reference)
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             attention = config.precision_of(number, "attention")
@@ -133,6 +137,12 @@ class LoopLM(nn.Module):
                 )
             layer.multiply_by(RECIPES[attention], RECIPES[ffn])
         self.train_config = config
+        self._reference = (reference,)
+
+    @property
+    def reference(self) -> "LoopLM | None":
+        """The model whose losses the filter "excess" compares with."""
+        return self._reference[0]
 
     def states(
         self,
@@ -155,12 +165,15 @@ class LoopLM(nn.Module):
         memory: Callable[[int, int], Memory] | None = None,
         requantise: bool = True,
         noise: int | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        apply: Apply | None = None,
     ) -> Trunk:
         """What the loop makes of int64 tokens (B, S).
 
         `positions` (S,) or (B, S) default to 0 .. S - 1; `memory(loop, layer)` caches keys.
         Without `requantise` masters are promised not to have changed since it was last done.
-        `noise` is the key of what a low precision draws.
+        `noise` is the key of what a low precision draws. `rotary` takes the place of `positions`,
+        and layers are called by `apply`.
         """
         if requantise:
             self.requantise()
@@ -168,28 +181,30 @@ class LoopLM(nn.Module):
             self.layers,
             self.norm,
             self.embed(tokens_BS),
-            self.rotary(tokens_BS.shape[1], positions),
+            rotary or self.rotary(tokens_BS.shape[1], positions),
             loops=self.config.loops,
-            apply=self._way(memory is None),
+            apply=apply or self._way(memory is None),
             memory=memory,
             head=self.streams_head,
             noise=noise,
         )
 
     def predictions(
-        self, trunk: Trunk, tokens_BT: Tensor, same_KBS: Sequence[Tensor]
+        self,
+        trunk: Trunk,
+        rows: Rows,
+        *,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        apply: Apply | None = None,
     ) -> list[Tensor]:
-        """Each predictor's state, normed, (B, S, C), for rows of S + 1 tokens.
-
-        `same_KBS[k]` says whether the token k + 1 ahead is in the same document.
-        """
-        S = tokens_BT.shape[1] - 1
-        call, apply = Call(*self.rotary(S)), self._way(True)
+        """Each predictor's state, normed, (B, S, C). The other arguments are as for `trunk`."""
+        call = Call(*(rotary or self.rotary(rows.inputs.shape[1])))
+        apply = apply or self._way(True)
         h_BSC, out = trunk.last, list[Tensor]()
         for k, predictor in enumerate(self.predictors):
             assert isinstance(predictor, Predictor)
             if predictor.sequential:
-                e_BSC = self.embed(shifted(tokens_BT, k + 1)) * same_KBS[k].unsqueeze(-1)
+                e_BSC = self.embed(rows.ahead[k]) * rows.same[k].unsqueeze(-1)
                 h_BSC = made = predictor(h_BSC, e_BSC, call, apply)
             else:
                 made = predictor(h_BSC, h_BSC, call, apply)
@@ -223,3 +238,13 @@ class LoopLM(nn.Module):
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Logits after every turn, (T, B, S, V). For training use `objective`, which is bounded."""
         return torch.stack([self.logits(h) for h in self.states(tokens_BS)])
+
+
+def _check_reference(config: ModelConfig, reference: LoopLM | None) -> None:
+    if reference is None:
+        raise ValueError('train.filter = "excess" needs a reference model to compare losses with')
+    if reference.config.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"the reference model of train.filter has a vocabulary of {reference.config.vocab_size}"
+            f", this one of {config.vocab_size}: it must have been trained with the same tokenizer"
+        )

@@ -15,7 +15,7 @@ A prediction counts when all tokens from t to its target lie in one document. Wh
 another, its embedding is zero: nothing of another document is used to predict.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn import functional
 from kernels.model.config import ModelConfig
 from kernels.model.layers import Call, Layer, Linear, Mode, RmsNorm, linear
 from kernels.model.loop import Apply, directly
+from kernels.sparsity.token_filter import Kept
 
 # Shapes: B rows, S = seq_len positions, T = S + 1 tokens of a row, C width, K predictors.
 
@@ -76,6 +77,20 @@ def shifted(tokens_BT: Tensor, ahead: int) -> Tensor:
     return functional.pad(tokens_BT[:, ahead:], (0, ahead - 1))
 
 
-def targets_ahead(tokens_BT: Tensor, predictors: int) -> Sequence[Tensor]:
-    """For the model itself and each predictor, the tokens to be predicted, (N,) each."""
-    return [shifted(tokens_BT, k).reshape(-1) for k in range(1, predictors + 2)]
+class Rows(NamedTuple):
+    """Positions to learn from: what is read there, and what is to be predicted."""
+
+    inputs: Tensor  # int64 (B, S)
+    ahead: tuple[Tensor, ...]  # K + 1 times (B, S): the token 1, 2, .. further on; 0 beyond the row
+    same: tuple[Tensor, ...]  # K + 1 times bool (B, S): whether that one counts
+
+    @classmethod
+    def of(cls, tokens_BT: Tensor, documents_BT: Tensor, predictors: int) -> Self:
+        """All positions of rows of seq_len + 1 tokens, for a model and its predictors."""
+        ahead = tuple(shifted(tokens_BT, k) for k in range(1, predictors + 2))
+        return cls(tokens_BT[:, :-1], ahead, tuple(reach(documents_BT, predictors + 1)))
+
+    def at(self, kept: Kept) -> "Rows":
+        """Some of these positions."""
+        ahead, same = (tuple(map(kept.take, tensors)) for tensors in (self.ahead, self.same))
+        return Rows(kept.take(self.inputs), ahead, same)

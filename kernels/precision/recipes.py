@@ -34,6 +34,7 @@ class Recipe:
     """The three products. This one rounds nothing: what the others are compared with."""
 
     draws = False  # whether the backward pass needs a key
+    keeps_input = True  # whether `kept` is X itself, and `activations` no part of it
 
     def activations(self, x_NI: Tensor, ternary: bool) -> Any:
         """X as operand of the forward products of all weights it meets."""
@@ -150,6 +151,7 @@ class Mxfp4Backward(Recipe):
     """
 
     draws = True
+    keeps_input = False
     BLOCK = 64
 
     def __init__(self, quantise: Quantise = fp4.mxfp4_unbiased) -> None:
@@ -191,6 +193,8 @@ class Mxfp4Backward(Recipe):
 
 class Dge(Recipe):
     """E2M1 forward with outlier compensation, soft slopes backward; full-precision weights only."""
+
+    keeps_input = False
 
     def activations(self, x_NI: Tensor, ternary: bool) -> Tensor:
         """Clamped and rounded, plus what the clamp cut off."""

@@ -81,16 +81,21 @@ def integer_product(q_NI: Tensor, codes_OI: Tensor, dtype: torch.dtype) -> Tenso
 class _TernaryProject(torch.autograd.Function):
     """Several ternary matrices times the same activations, which are quantised once.
 
-    Arguments: x (N, I), then the leaves that receive dW, then all codes, then all scales.
+    Arguments: the products where known, x (N, I), then the leaves that receive dW, then all
+    codes, then all scales.
     Saved for backward: int8 activations, their steps, the codes; no floats of either.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, known: tuple[Tensor, ...] | None, x_NI: Tensor, *parts: Tensor
+    ) -> tuple[Tensor, ...]:
         count = len(parts) // 3
         codes, scales = parts[count : 2 * count], parts[2 * count :]
         q_NI, step_N1 = quantise_activations(x_NI)
         ctx.save_for_backward(q_NI, step_N1, *codes, *scales)
+        if known is not None:
+            return known
         return tuple(
             integer_product(q_NI, T, x_NI.dtype) * (step_N1 * g)
             for T, g in zip(codes, scales, strict=True)
@@ -102,29 +107,34 @@ class _TernaryProject(torch.autograd.Function):
         count = len(grads)
         codes, scales = rest[:count], rest[count:]
         dx_NI: Tensor | None = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             for dy_NO, T, g in zip(grads, codes, scales, strict=True):
                 w_OI = Ternary(T, g).dequantised()
                 dx_NI = dy_NO @ w_OI if dx_NI is None else dx_NI.addmm_(dy_NO, w_OI)
         dw: list[Tensor | None] = [None] * count
-        if any(ctx.needs_input_grad[1 : count + 1]):
+        if any(ctx.needs_input_grad[2 : count + 2]):
             x_NI = q_NI.to(step_N1.dtype).mul_(step_N1)
             for i, dy_NO in enumerate(grads):
-                if ctx.needs_input_grad[1 + i]:
+                if ctx.needs_input_grad[2 + i]:
                     dw[i] = dy_NO.mT @ x_NI
-        return dx_NI, *dw, *([None] * (2 * count))
+        return None, dx_NI, *dw, *([None] * (2 * count))
 
 
 def ternary_project(
-    x: Tensor, leaves: Sequence[Tensor], weights: Sequence[Ternary]
+    x: Tensor,
+    leaves: Sequence[Tensor],
+    weights: Sequence[Ternary],
+    known: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """`x` (..., I) through each of `weights` (O_i, I): a tuple of (..., O_i).
 
-    `leaves[i]`, of the shape of `weights[i]`, receives dW_i; its values are never read.
+    `leaves[i]`, of the shape of `weights[i]`, receives dW_i; its values are never read. `known` are
+    the results, where they were computed before: new tensors that nobody else holds.
     """
     flat_NI = x.reshape(-1, x.shape[-1])
     codes, scales = [w.codes for w in weights], [w.scale for w in weights]
-    out: tuple[Tensor, ...] = _TernaryProject.apply(flat_NI, *leaves, *codes, *scales)
+    flat = None if known is None else tuple(y.view(-1, y.shape[-1]) for y in known)
+    out: tuple[Tensor, ...] = _TernaryProject.apply(flat, flat_NI, *leaves, *codes, *scales)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in out)
 
 
