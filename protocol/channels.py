@@ -50,6 +50,7 @@ _CONTROL: Senders = {
     m.Stop: _by("supervisor"),
     m.Goodbye: ACTORS,
     m.RunDone: _by("optimizer_shard"),
+    m.Guests: _by("loader"),
     m.StatusRequest: _by("operator", "recorder"),
     m.Status: _by("supervisor"),
     m.StopRequest: _by("operator"),

@@ -171,6 +171,7 @@ class LeaseRequest(Message):
 
     pool: Pool
     credit: int
+    host: str = ""  # of a remote worker: a new loader has not heard its JoinPool
 
 
 class Lease(Message):
@@ -224,6 +225,25 @@ class WorkerLog(Message):
     """Remote worker -> loader: log lines, since it cannot reach the recorder."""
 
     records: tuple[dict[str, Any], ...]
+
+
+class Guest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A worker of another host, as the loader sees it."""
+
+    name: str
+    host: str
+    pool: Pool
+    incarnation: int
+    leased: int
+    delivered: int  # samples it finished, in this life of the loader
+    silent_s: float
+
+
+class Guests(Message):
+    """Loader -> supervisor: all workers of other hosts, every second while there are any, and once
+    more when the last has gone. They have no supervisor of their own that `status` could ask."""
+
+    guests: tuple[Guest, ...]
 
 
 # --- Batches and prompts: loader <-> trainers and rollouts, channel "batches" ---------------------

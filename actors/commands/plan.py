@@ -1,19 +1,17 @@
 """`run.py plan`: who would run where, with how much memory. Starts nothing."""
 
 import json
-import sys
 from itertools import groupby
 from pathlib import Path
 
 import click
 
 from actors import hardware, hwloc, planner, preparing
+from actors.commands import printing
 from actors.hardware import Hardware, HardwareError, format_cpulist
 from actors.planner import Placement, Plan
 from actors.topology import TopologyError
 
-# Without a terminal there is no width to keep to; the table's own is about this.
-_PIPE_WIDTH = 160
 _MEMORY = ("weights", "gradients", "optimizer", "activations", "buffers", "total")
 
 
@@ -73,11 +71,9 @@ def read_hardware(path: Path | None) -> Hardware:
 
 
 def _show(made: Plan, found: Hardware) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else _PIPE_WIDTH, highlight=False, soft_wrap=False)
+    console = printing.console()
     table = Table(title=f"{made.topology} on {_machine(made, found)}", title_justify="left")
     table.add_column("actor", no_wrap=True)
     table.add_column("cpus", overflow="fold")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actors.commands import Failed, Refused
+from actors.commands import Failed, Refused, printing
 
 if TYPE_CHECKING:
     from actors.rundir import RunDir
@@ -97,18 +97,19 @@ def _ended(run: "RunDir") -> dict[str, Any]:
 
 
 def _show(document: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = printing.console()
     reason = f" ({document['reason']})" if document.get("reason") else ""
     console.print(f"{document['run']}: {document['state']}{reason}", markup=False)
-    console.print(_figures(document), markup=False)
+    console.print(_figures(document), markup=False, soft_wrap=True)
     if not document["actors"]:
         return
     shown = Table(box=None, pad_edge=False)
+    guests = {actor["host"] for actor in document["actors"]} - {os.uname().nodename}
     columns = (
         "actor",
+        *(["host"] if guests else []),
         "state",
         "pid",
         "life",
@@ -121,7 +122,8 @@ def _show(document: dict[str, Any]) -> None:
     for column in columns:
         shown.add_column(column, no_wrap=True)
     for actor in document["actors"]:
-        shown.add_row(*_row(actor))
+        name, *rest = _row(actor)
+        shown.add_row(name, *([actor["host"]] if guests else []), *rest)
     console.print(shown)
 
 
@@ -148,11 +150,11 @@ def _row(actor: dict[str, Any]) -> list[str]:
     return [
         name,
         actor["state"],
-        str(actor["pid"]),
-        str(actor["incarnation"]),
+        "" if actor["pid"] is None else str(actor["pid"]),
+        "" if actor["pid"] is None else str(actor["incarnation"]),  # of a guest: a time stamp
         str(actor["restarts"]),
         format_cpulist(actor["cpus"]),
         actor["device"],
-        f"{actor['rss_bytes'] / 1e6:.0f} MB",
+        f"{actor['rss_bytes'] / 1e6:.0f} MB" if actor["rss_bytes"] else "",
         f"{waiting['for']} ({waiting['s']:.1f} s)" if waiting else "",
     ]

@@ -4,13 +4,14 @@ Carries out what the lease table decides. Workers here read files themselves; fo
 hosts the first stage is done here and the text travels with the lease.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from actors.data.corpus import Corpus
 from actors.data.feed import Refusal
+from actors.data.guests import GuestBook
 from actors.data.leases import Grant, LeaseTable, Poisoned
 from actors.data.packing import Document, Tokens
 from actors.data.stages import Options, SampleProblem, State, read
@@ -50,6 +51,18 @@ class Send(Protocol):
         ...
 
 
+class Log(Protocol):
+    """Where it is said: a structlog logger."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """What is good to know."""
+        ...
+
+    def warning(self, event: str, **fields: object) -> object:
+        """What should not happen."""
+        ...
+
+
 class Crew:
     """All workers of a run."""
 
@@ -59,15 +72,15 @@ class Crew:
         corpus: Corpus,
         terms: Terms,
         send: Send,
-        warn: Callable[[str, str], None],
+        log: Log,
     ) -> None:
-        """`warn` gets an event and its details, for the log."""
         self.table = table
         self.finished = 0
         self._corpus = corpus
         self._terms = terms
         self._send = send
-        self._warn = warn
+        self._log = log
+        self.guests = GuestBook(table)
         self._channel: dict[str, str] = {}
 
     # --- what workers say -------------------------------------------------------------------------
@@ -99,7 +112,7 @@ class Crew:
         """Who has left, by their own word or the supervisor's."""
         match received.message:
             case Goodbye():
-                return self._gone(received.sender, "", now)
+                return self._gone(received.sender, "", now, why="it said goodbye")
             case PeerDown(name=name, incarnation=incarnation, reason=reason):
                 if 0 <= self._incarnation(name) <= incarnation:
                     return self._gone(name, reason or "died", now)
@@ -112,12 +125,19 @@ class Crew:
 
     def _join(self, received: Received, join: JoinPool, now: float) -> list[Outcome]:
         name = received.sender
-        self._channel[name] = received.channel
+        self._meet(received, join.host)
         poisoned = self.table.join(
             name, received.incarnation, join.pool, shares_files=join.shares_files, now=now
         )
         self._send(received.channel, self._terms.plan, to=name, frames=[self._terms.tokenizer])
         return list(poisoned)
+
+    def _meet(self, received: Received, host: str) -> None:
+        name = received.sender
+        self._channel[name] = received.channel
+        if received.channel == "remote" and not self.guests.knows(name):
+            self.guests.joined(name, host)
+            self._log.info("remote worker joined", worker=name, host=host)
 
     def _request(self, received: Received, request: LeaseRequest, now: float) -> list[Outcome]:
         """Room for samples. A worker nobody knows joined a loader that is no more: it has its
@@ -125,7 +145,7 @@ class Crew:
         name, poisoned = received.sender, list[Poisoned]()
         known = self.table.workers.get(name)
         if known is None or known.incarnation != received.incarnation:
-            self._channel[name] = received.channel
+            self._meet(received, request.host)
             poisoned = self.table.join(
                 *(name, received.incarnation, request.pool),
                 shares_files=received.channel == "samples",
@@ -147,6 +167,7 @@ class Crew:
         if key is None:
             return []
         self.finished += 1
+        self.guests.delivered(received.sender)
         # A copy: the frame's memory belongs to the message.
         return [Document(key, tokens.copy(), ready.text_bytes)]
 
@@ -160,13 +181,20 @@ class Crew:
 
     def _distrust(self, name: str, what: str, now: float) -> list[Outcome]:
         """Take everything back from a worker that sent nonsense; it may ask again."""
-        self._warn("nonsense from a worker", f"{name}: {what}")
+        self._log.warning("nonsense from a worker", worker=name, what=what)
         return list(self.table.leave(name, blame=f"returned {what}", now=now))
 
     # --- who leaves -------------------------------------------------------------------------------
 
-    def _gone(self, name: str, blame: str, now: float) -> list[Outcome]:
-        """A worker has left or died; `blame` as in `LeaseTable.leave`."""
+    def _gone(self, name: str, blame: str, now: float, *, why: str = "") -> list[Outcome]:
+        """A worker has left or died; `blame` as in `LeaseTable.leave`, `why` where nobody is."""
+        if self.guests.knows(name):
+            host = self.guests.host_of(name)
+            facts = {"worker": name, "host": host, "delivered": self.guests.left(name)}
+            if blame:
+                self._log.warning("remote worker lost", **facts, why=blame)
+            else:
+                self._log.info("remote worker left", **facts, why=why)
         return list(self.table.leave(name, blame=blame, now=now))
 
     def _incarnation(self, name: str) -> int:
@@ -179,8 +207,7 @@ class Crew:
         outcomes: list[Outcome] = list(self.table.expire(now))
         silence_s = SILENT_BEATS * self._terms.plan.heartbeat_s
         for name in self.table.silent(silence_s, now):
-            self._warn("remote worker lost", f"{name}: silent for more than {silence_s:g} s")
-            outcomes += self._gone(name, "fell silent", now)
+            outcomes += self._gone(name, f"was silent for more than {silence_s:g} s", now)
         return outcomes
 
     def dismiss(self, stop: Stop) -> None:
@@ -223,5 +250,5 @@ class Crew:
         )
         sent = self._send(self._channel[grant.worker], lease, to=grant.worker, frames=frames)
         if sent is not Sent.SENT:  # it has gone, and whoever tells us so is on the way
-            return self._gone(grant.worker, "", now)
+            return self._gone(grant.worker, "", now, why="its connection has gone")
         return []

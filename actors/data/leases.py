@@ -64,6 +64,7 @@ class Worker:
     wants: int = 0  # leases it has room for beyond those it holds
     held: deque[int] = field(default_factory=deque[int])  # oldest first
     head_since: float = 0.0
+    newest: int = -1  # of all leases it ever got
 
 
 class Queue:
@@ -281,12 +282,13 @@ class LeaseTable:
         return min(starts) + self._lease_s if starts else None
 
     def grants(self, now: float) -> list[Grant]:
-        """Leases to give out now: to whoever holds fewest, the most urgent sample first."""
+        """Leases to give out now, the most urgent sample first: to whoever holds fewest, and among
+        those to whoever was served longest ago."""
         made: list[Grant] = []
         while self.fast or self.slow:
             served = False
             hungry = [worker for worker in self.workers.values() if worker.wants > 0]
-            for worker in sorted(hungry, key=lambda worker: len(worker.held)):
+            for worker in sorted(hungry, key=lambda worker: (len(worker.held), worker.newest)):
                 key = self._pick(worker)
                 if key is not None:
                     made.append(self._grant(worker, self._works[key], now))
@@ -315,6 +317,7 @@ class LeaseTable:
         if not worker.held:
             worker.head_since = now
         worker.held.append(lease)
+        worker.newest = lease
         worker.wants -= 1
         return Grant(worker.name, lease, work.key, work.attempt, work.stage, work.state)
 

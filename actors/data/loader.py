@@ -153,10 +153,7 @@ class Loader:
             first_lease=self._seat.incarnation << 32,
         )
         terms = terms_of(wanted, self._tokenizer)
-        warn = self._mailbox.log.warning
-        self._crew = Crew(
-            table, corpus, terms, self._mailbox.send, lambda event, why: warn(event, why=why)
-        )
+        self._crew = Crew(table, corpus, terms, self._mailbox.send, self._mailbox.log)
         self._batches = Batches(ledger, shape, feed)
         self._quarantined = ledger.count_quarantined()
         self._refused.update(ledger.refused_by_kind())
@@ -179,6 +176,7 @@ class Loader:
         timeout_s = 0.0
         while not self._mailbox.stopping:
             for received in await self._mailbox.receive(timeout_s):
+                self._mailbox.progress()  # a wait that is reported lasted no longer than until now
                 self._hear(received)
             self._learn(self._crew.watch(self._clock.now()))
             unsent = self._answer()
@@ -337,6 +335,9 @@ class Loader:
             self._mailbox.gauge(name, float(value))
         for kind, count in self._refused.items():
             self._mailbox.gauge(f"refused: {kind}", float(count))
+        guests = self._crew.guests.due(self._clock.now())
+        if guests is not None:
+            self._mailbox.send("control", guests)
         self._mailbox.step = feed.slowest
         if not self._batches.waiting:
             self._mailbox.progress("trainers to ask for batches")

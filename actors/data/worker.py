@@ -134,7 +134,9 @@ class Worker:
             )
         else:
             room = self._limit - len(self._queue)
-            self._mailbox.send(self._channel, LeaseRequest(pool=self._pool, credit=room))
+            host = self._host if self._is_remote else ""
+            request = LeaseRequest(pool=self._pool, credit=room, host=host)
+            self._mailbox.send(self._channel, request)
         if self._is_remote and now - self._heard_at > FORSAKEN_S:
             self._fail(f"the loader has been silent for {now - self._heard_at:.0f} s")
 

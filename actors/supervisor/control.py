@@ -15,6 +15,7 @@ from protocol.messages import (
     Answer,
     Beat,
     Goodbye,
+    Guests,
     Hello,
     Invitation,
     InviteRequest,
@@ -55,6 +56,8 @@ class Desk:
             case RunDone(step=step, weights_digest=digest):
                 home.completed = (step, digest)
                 home.handle(Completed(step, digest))
+            case Guests(guests=guests):
+                home.guests = guests
             case Invitation() as invitation:
                 self._relay(invitation)
             case _:
@@ -115,6 +118,7 @@ class Desk:
             supervision=home.supervision,
             seated=home.seated,
             beats=home.beats,
+            guests=home.guests,
             metrics=status.newest_metrics(reports.tail(home.run.metrics, 4)),
             supervisor={
                 "pid": home.me.pid,

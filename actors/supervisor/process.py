@@ -45,7 +45,7 @@ from actors.supervisor.lives import End, Lives
 from actors.supervisor.supervision import Supervision
 from actors.topology import Topology
 from protocol.clock import Clock
-from protocol.messages import Beat, PeerDown, PeerUp
+from protocol.messages import Beat, Guest, PeerDown, PeerUp
 
 EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
 
@@ -81,6 +81,7 @@ class Supervisor:
         self.seated = places.read(run)
         self.seats = {actor.name: actor for actor in self.seated}
         self.beats: dict[str, Beat] = {}
+        self.guests: tuple[Guest, ...] = ()  # workers of other hosts, as the loader sees them
         self.finish: Finish | None = None
         self.completed: tuple[int, str] | None = None  # last step, its weights_digest
         self.ready = False  # `supervision` exists

@@ -6,7 +6,7 @@ from typing import Any
 
 from actors.supervisor.places import Seated
 from actors.supervisor.supervision import Actor, Supervision
-from protocol.messages import Beat
+from protocol.messages import Beat, Guest
 
 
 def state_of_run(supervision: Supervision) -> str:
@@ -25,10 +25,12 @@ def document(
     supervision: Supervision,
     seated: Sequence[Seated],
     beats: Mapping[str, Beat],
+    guests: Sequence[Guest],
     metrics: Mapping[str, Any],
     supervisor: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of it. `metrics`: the newest line of metrics.jsonl; `supervisor`: our own figures."""
+    """All of it. `metrics`: the newest line of metrics.jsonl; `supervisor`: our own figures;
+    `guests`: what the loader says of workers of other hosts."""
     stopping = supervision.end is not None
     actors: list[dict[str, Any]] = []
     for place in seated:
@@ -42,6 +44,7 @@ def document(
         where = {"cpus": list(place.cpus), "numa_node": place.numa_node, "device": place.device}
         pool = {"pool": place.pool} if place.pool else {}
         actors.append({"name": place.name, "role": place.role, **pool, **facts, **where})
+    actors += [_guest(guest) for guest in guests]
     loader = beats.get("loader")
     gauges = {} if loader is None else loader.gauges
     return {
@@ -86,6 +89,26 @@ def _actor(
         "heartbeat_age_s": round(now - actor.heard_at, 3) if alive else None,
         "waiting": waiting,
         "gauges": dict(beat.gauges) if alive and beat is not None else {},
+    }
+
+
+def _guest(guest: Guest) -> dict[str, Any]:
+    return {
+        "name": guest.name,
+        "role": "data_worker",
+        "pool": guest.pool,
+        "pid": None,  # means nothing here
+        "host": guest.host,
+        "state": "running",
+        "incarnation": guest.incarnation,
+        "restarts": 0,
+        "rss_bytes": 0,
+        "heartbeat_age_s": guest.silent_s,
+        "waiting": None,
+        "gauges": {"leased": float(guest.leased), "delivered": float(guest.delivered)},
+        "cpus": [],
+        "numa_node": None,
+        "device": "cpu",
     }
 
 

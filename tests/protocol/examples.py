@@ -62,7 +62,7 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
             ),
             b'{"version":"1.0"}',
         ),
-        (m.LeaseRequest(pool="fast", credit=4),),
+        (m.LeaseRequest(pool="fast", credit=4, host="node-2"),),
         (
             m.Lease(**_LEASE, attempt=1, ref=_REF, stage=1, expires_s=30.0),
             b"def f():\n    return 1\n",
@@ -76,6 +76,21 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
         ),
         (m.SampleRefused(**_LEASE, kind="not utf-8", detail="byte 17 is 0xff"),),
         (m.WorkerLog(records=({"event": "joined", "level": "info", "n": 3},)),),
+        (
+            m.Guests(
+                guests=(
+                    m.Guest(
+                        name="data_worker/node-2-0",
+                        host="node-2",
+                        pool="fast",
+                        incarnation=0,
+                        leased=2,
+                        delivered=17,
+                        silent_s=0.1,
+                    ),
+                )
+            ),
+        ),
         (m.BatchRequest(step=3, rank=1),),
         (
             m.Batch(

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import structlog
 
 from actors.data.corpus import Corpus, SourceFile, assemble, one_sample
 from actors.data.crew import Crew, Outcome
@@ -75,10 +76,7 @@ def crew(corpus: Corpus, wire: Wire) -> Crew:
     for sample in range(3):
         table.add((0, sample), sample)
     terms = Terms(PLAN, b"{}", vocab_size=300, lease_s=data.lease_s)
-    return Crew(table, corpus, terms, wire.send, lambda event, why: WARNED.append((event, why)))  # pyright: ignore[reportArgumentType]
-
-
-WARNED: list[tuple[str, str]] = []
+    return Crew(table, corpus, terms, wire.send, structlog.get_logger())  # pyright: ignore[reportArgumentType]
 
 
 def hear(
@@ -95,6 +93,12 @@ def hear(
     outcomes = crew.hear(Received(channel, sender, role, 1, said, message, views), now)
     crew.table.check()
     return outcomes
+
+
+def guests(crew: Crew, now: float) -> tuple[m.Guest, ...]:
+    said = crew.guests.due(now)
+    assert said is not None
+    return said.guests
 
 
 def join(crew: Crew, sender: str = "data_worker/0", channel: str = "samples") -> None:
@@ -150,6 +154,7 @@ def test_a_finished_sample_comes_back_as_a_document(crew: Crew, wire: Wire):
     ],
 )
 def test_tokens_that_cannot_be_are_not_taken(
+    capsys: pytest.CaptureFixture[str],
     crew: Crew,
     wire: Wire,
     tokens: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]",
@@ -160,7 +165,9 @@ def test_tokens_that_cannot_be_are_not_taken(
     (lease,) = wire.leases()
     assert hear(crew, *ready(lease, tokens, text_bytes)) == []
     assert crew.table.workers == {}
-    assert WARNED[-1] == ("nonsense from a worker", "data_worker/0: tokens that cannot be")
+    said = capsys.readouterr().out
+    assert "nonsense from a worker" in said
+    assert "tokens that cannot be" in said
     assert crew.table.unfinished() == 3
 
 
@@ -207,14 +214,48 @@ def test_what_cannot_be_read_for_them_is_refused_here(crew: Crew, wire: Wire):
     assert [lease.sample for lease in wire.leases()] == [0]
 
 
-def test_who_is_silent_on_another_host_loses_what_it_held(crew: Crew):
+def test_who_is_silent_on_another_host_loses_what_it_held(
+    crew: Crew, capsys: pytest.CaptureFixture[str]
+):
     join(crew, "data_worker/box-0", "remote")
     crew.lease(0.0)
     assert crew.watch(4.9) == []
     assert crew.table.leased == 1
     crew.watch(5.1)
     assert crew.table.workers == {}
-    assert WARNED[-1][0] == "remote worker lost"
+    assert "remote worker lost" in capsys.readouterr().out
+    assert guests(crew, 5.1) == ()
+
+
+def test_of_workers_of_other_hosts_it_is_told_who_they_are_and_what_they_did(
+    crew: Crew, wire: Wire
+):
+    assert guests(crew, 0.0) == ()  # whatever an earlier loader said
+    assert crew.guests.due(0.0) is None
+    join(crew, "data_worker/box-0", "remote")
+    (guest,) = guests(crew, 0.0)
+    assert (guest.name, guest.host, guest.pool) == ("data_worker/box-0", "h", "fast")
+    crew.lease(0.0)
+    assert crew.guests.due(0.9) is None
+    (lease,) = wire.leases()
+    hear(crew, *ready(lease, np.array([0, 7, 1], np.int32)), sender="data_worker/box-0")
+    (guest,) = guests(crew, 1.0)
+    assert (guest.delivered, guest.silent_s) == (1, 1.0)
+    hear(crew, m.Goodbye(failed=""), sender="data_worker/box-0")
+    assert guests(crew, 1.1) == ()
+    assert crew.guests.due(9.0) is None
+
+
+def test_of_our_own_workers_nothing_is_told(crew: Crew):
+    assert guests(crew, 0.0) == ()
+    join(crew)
+    assert crew.guests.due(9.0) is None
+
+
+def test_a_new_loader_learns_the_host_of_a_worker_that_joined_the_old_one(crew: Crew):
+    ask = m.LeaseRequest(pool="slow", credit=2, host="node-2")
+    hear(crew, ask, sender="data_worker/box-0", channel="remote")
+    assert [guest.host for guest in guests(crew, 0.0)] == ["node-2"]
 
 
 def test_who_cannot_be_reached_holds_nothing(crew: Crew, wire: Wire):

@@ -49,6 +49,16 @@ def test_the_most_urgent_sample_goes_to_whoever_holds_fewest(table: LeaseTable):
     assert samples(table.grants(0.0)) == [("a", 1), ("b", 2), ("a", 3)]
 
 
+def test_idle_workers_take_turns(table: LeaseTable):
+    enter(table, "a")
+    enter(table, "b")
+    for sample in range(4):
+        add(table, sample)
+        (grant,) = table.grants(0.0)
+        assert (grant.worker, sample) == ("ab"[sample % 2], sample)
+        table.finished(grant.worker, grant.lease, 0.0)
+
+
 def test_nobody_gets_more_than_asked_for(table: LeaseTable):
     add(table, *range(10))
     enter(table, "a", credit=2)
