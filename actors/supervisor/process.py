@@ -331,6 +331,7 @@ class Supervisor:
         reason = self.finish.reason + (f"; left in /dev/shm: {stuck}" if stuck else "")
         step, digest = self.completed or (0, "")
         restarts = sum(actor.restarts for actor in self.supervision.actors.values())
+        restarts += self.incarnation - self.first_incarnation
         outcome.write(
             self.run,
             outcome.Outcome(
