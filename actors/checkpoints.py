@@ -161,6 +161,11 @@ def published_name(version: int, tensor: str) -> str:
     return f"published.{version}.{tensor}"
 
 
+def memory_name(rank: int, tensor: str) -> str:
+    """Name of a tensor that a rank's gradient codec remembers, among its parameter's."""
+    return f"memory.{rank}.{tensor}"
+
+
 # --- Reading --------------------------------------------------------------------------------------
 
 

@@ -7,9 +7,11 @@ process holds by merely existing.
 
 import msgspec
 
+from actors import codec_memory, gradient_slots
 from actors.optimizer.layout import group_of, state_layout, state_tensors
 from actors.parameters import Parameter, ffn_dim, parameters, partition
 from actors.topology import ModelSpec, Topology
+from actors.uplink import payload_bytes
 
 FP32 = 4
 # Resident memory of an idle process: with zmq, msgspec and numpy; with torch on top.
@@ -60,7 +62,10 @@ def of_trainer(topology: Topology) -> Memory:
         weights=sum(_held(p) for p in parameters(model)),
         gradients=FP32 * unique,
         activations=activation_bytes(model, train.rows_per_trainer),
-        buffers=FP32 * unique + _batch_bytes(topology) + TORCH_PROCESS,
+        buffers=gradient_slots.segment_bytes(model, topology.optimizer)
+        + codec_memory.segment_bytes(topology)
+        + _batch_bytes(topology)
+        + TORCH_PROCESS,
     )
 
 
@@ -115,13 +120,15 @@ def on_device(memory: Memory, role: str) -> int:
 
 
 def wire(topology: Topology) -> Wire:
-    """Bytes of one step: fp32 gradients up, flips and dense updates down, to every trainer."""
+    """Bytes of one step: gradients up in their codecs, flips and dense updates down, to every
+    trainer.
+    """
     params, n = parameters(topology.model), topology.actors.trainers
     unique = sum(p.numel for p in params)
     ternary = sum(p.numel for p in params if p.kind == "ternary")
     down = round(ternary * FLIP_BITS_PER_WEIGHT / 8) + FP32 * (unique - ternary)
     return Wire(
-        up_bytes_per_step=n * FP32 * unique,
+        up_bytes_per_step=n * sum(payload_bytes(topology.optimizer, p) for p in params),
         down_bytes_per_step=n * down,
         # Each of n sends 2 (n - 1) / n of the gradient.
         bf16_allreduce_bytes_per_step=2 * unique * 2 * (n - 1),

@@ -15,33 +15,29 @@ import tomli_w
 from msgspec import Meta
 
 from actors import strict_toml, topology_rules
+from actors.optimizer_tables import OptimizerGroup as OptimizerGroup
+from actors.optimizer_tables import OptimizerSpec as OptimizerSpec
 from actors.strict_toml import TopologyError as TopologyError
+from actors.table import (
+    Count,
+    CountOrNone,
+    Name,
+    NotNegative,
+    Port,
+    Positive,
+    Seconds,
+    Share,
+    Size,
+    Steps,
+    Table,
+    Width,
+)
 
-# What a key accepts. Upper bounds only keep a slip of the finger from asking for the impossible.
-Count = Annotated[int, Meta(ge=1, le=100_000)]
-CountOrNone = Annotated[int, Meta(ge=0, le=100_000)]
-Width = Annotated[int, Meta(ge=1, le=1_000_000)]
-Steps = Annotated[int, Meta(ge=0, le=1_000_000_000)]
-Size = Annotated[int, Meta(ge=1, le=2**40)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Decay = Annotated[float, Meta(ge=0, lt=1)]
 Precision = Literal["fp32", "fp8", "nvfp4", "mxfp4_backward", "fp4_dge"]
-Name = Annotated[
-    str,
-    Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="of letters, digits, _ . and -"),
-]
 
 TOPOLOGIES = Path(__file__).resolve().parent.parent / "deploy" / "topologies"
 # A topology is a page or two; anything larger is some other file.
 _MAX_BYTES = 1_000_000
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every table of a topology file."""
 
 
 class HardwareWanted(Table, frozen=True):
@@ -130,42 +126,12 @@ class TrainSpec(Table, frozen=True):
     precision_ffn: Literal["", Precision] = ""
     precision_embedding: Literal["fp32", "bf16"] = "fp32"  # of embedding and head
     precision_high_layers: tuple[CountOrNone, ...] = ()  # layers (from 0) that stay in fp32
-
-
-class OptimizerGroup(Table, frozen=True):
-    """The optimizer of one group of parameters."""
-
-    kind: Literal["muon", "muon8bit", "adamw", "adamw8bit", "foam"]
-    lr: Positive
-    min_lr: NotNegative = 0.0
-    momentum: Decay = 0.95  # muon, muon8bit
-    beta1: Decay = 0.9  # adamw, adamw8bit, foam
-    beta2: Decay = 0.95
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.0
-    clip: NotNegative = 0.0  # bound on the Frobenius norm of each parameter's gradient; 0: none
-    coefficients: Literal["jordan", "polar_express"] = "jordan"
-    iterations: Annotated[int, Meta(ge=1, le=50)] = 5
-    # Size of Muon's update: 0.2 sqrt(max(m, n)), that of AdamW's, or sqrt(max(1, m / n)), where the
-    # spectral norm is the learning rate (Jordan's).
-    scaling: Literal["adamw_rms", "spectral"] = "adamw_rms"
-    neuron_beta2: Decay = 0.0  # NorMuon's; 0: plain Muon
-    map: Literal["linear", "dynamic"] = "linear"  # muon8bit: from codes to numbers
-    # Codes that share a scale; 0: 2048 in muon8bit, 256 in adamw8bit.
-    block: Annotated[int, Meta(ge=0, le=65536)] = 0
-    level: Annotated[int, Meta(ge=0, le=16)] = 2  # foam: 2^level neighbours share their moments
-    second: Literal["mean_of_squares", "square_of_mean"] = "mean_of_squares"  # foam: code or paper
-    residual: NotNegative = 1.0  # foam: share of what folding loses that is put back
-    alpha: Positive = 0.25  # foam: on the whole update
-
-
-class OptimizerSpec(Table, frozen=True):
-    """Hidden matrices and everything else are optimised differently."""
-
-    matrices: OptimizerGroup
-    dense: OptimizerGroup
-    codec: Literal["dense"] = "dense"  # of gradients on their way up
-    threads: Count = 1
+    # Collider: tokens that score low, by their loss or by its excess over that of the model in
+    # filter_reference (the directory of a checkpoint), take no part in the backward pass.
+    filter: Literal["none", "loss", "excess"] = "none"
+    filter_keep: Annotated[float, Meta(gt=0, le=1)] = 0.6  # share of each row's tokens
+    filter_backward: Literal["gathered", "masked", "loss_only"] = "gathered"
+    filter_reference: str = ""
 
 
 class ScheduleSpec(Table, frozen=True):
@@ -359,10 +325,11 @@ def absolute_paths(topology: Topology, base: Path | None = None) -> Topology:
         except RuntimeError:  # ~somebody who is not here: `check_paths` says so
             return path
 
-    data = topology.data
+    data, train = topology.data, topology.train
+    train = msgspec.structs.replace(train, filter_reference=absolute(train.filter_reference))
     sources = tuple(msgspec.structs.replace(s, path=absolute(s.path)) for s in data.sources)
     data = msgspec.structs.replace(data, sources=sources, tokenizer=absolute(data.tokenizer))
-    return msgspec.structs.replace(topology, data=data)
+    return msgspec.structs.replace(topology, data=data, train=train)
 
 
 def _not_found(name_or_path: str, is_path: bool) -> str:

@@ -126,6 +126,25 @@ def _train(train: "TrainSpec", model: "ModelSpec", path: str) -> Iterator[Rule]:
             f"there is no layer {beyond[0]} in a stack of {model.layers}; accepted: 0 to "
             f"{model.layers - 1}",
         )
+    yield from _filter(train, path)
+
+
+def _filter(train: "TrainSpec", path: str) -> Iterator[Rule]:
+    absent = {field.name: field.default for field in msgspec.structs.fields(train)}
+    for key in ("filter_keep", "filter_backward"):
+        if train.filter == "none" and getattr(train, key) != absent[key]:
+            yield f"{path}.{key}", 'has no effect without a filter; accepted: filter = "loss"'
+    if train.filter == "excess" and not train.filter_reference:
+        yield (
+            f"{path}.filter_reference",
+            'filter "excess" compares losses with those of another model; accepted: the directory '
+            'of a checkpoint with the same tokenizer, or filter = "loss"',
+        )
+    if train.filter != "excess" and train.filter_reference:
+        yield (
+            f"{path}.filter_reference",
+            f'has no effect on filter "{train.filter}"; accepted: filter = "excess"',
+        )
 
 
 def _schedule(schedule: "ScheduleSpec", path: str) -> Iterator[Rule]:
@@ -134,6 +153,7 @@ def _schedule(schedule: "ScheduleSpec", path: str) -> Iterator[Rule]:
 
 
 def _optimizer(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
+    yield from _codec(optimizer, path)
     if optimizer.dense.kind in ("muon", "muon8bit"):
         yield (
             f"{path}.dense.kind",
@@ -147,6 +167,22 @@ def _optimizer(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
                 f"{path}.{name}.min_lr",
                 f"{group.min_lr:g} is above lr = {group.lr:g}; accepted: 0 to lr",
             )
+
+
+def _codec(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
+    power = optimizer.codec.startswith("power")
+    if power and not optimizer.codec_rank:
+        yield (
+            f"{path}.codec_rank",
+            f'codec "{optimizer.codec}" sends two factors of that many columns; accepted: 1 or '
+            "more, an eighth of model.dim for a start",
+        )
+    if optimizer.codec_rank and not power:
+        yield (
+            f"{path}.codec_rank",
+            f'has no effect on codec "{optimizer.codec}"; accepted: codec = "power", "power_int8" '
+            'or "power_int4"',
+        )
 
 
 def _keys_of_kind(group: "OptimizerGroup", path: str) -> Iterator[Rule]:

@@ -10,13 +10,14 @@ is already that. It lies in a directory of its own until all shards have written
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from actors import checkpoints
 from actors.checkpoints import CLOSING, FORMAT, METRICS, CheckpointError, Manifest
+from actors.codec_memory import CodecMemory
 from actors.optimizer.state import State
 from actors.optimizer.writer import Background, ShardWriter, Written, in_thread
 from actors.parameters import parameters
@@ -68,11 +69,12 @@ class Checkpoints:
         report: Callable[[CheckpointPart], object],
         log: Log,
         background: Background = in_thread,
+        memories: Sequence[CodecMemory] = (),
     ) -> None:
         self._topology, self._shard, self._state = topology, shard, state
         self._directory, self._report, self._log = directory, report, log
         self._shards = topology.actors.optimizer_shards
-        self._writer = ShardWriter(state, topology.optimizer, background)
+        self._writer = ShardWriter(state, topology.optimizer, background, memories)
         self._gathered: dict[int, _Gathered] = {}
         self._closing: _Gathered = _Gathered()
         self._tries, self._retry_at = 0, 0.0

@@ -17,13 +17,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
 
 import msgspec
 
 from actors.parameters import Parameter, parameters, partition
 from actors.published import TensorSpec, published_tensors
+from actors.slots import Cursor, Slot
+from actors.stored import stored
 from actors.topology import OptimizerGroup, OptimizerSpec, Topology
 
 # Bump when bytes move: a segment of another version is refused rather than misread.
@@ -33,25 +33,12 @@ MAGIC = 0x74726972656D6531  # "trireme1"
 RING_RECORDS = 256
 # Step, length, and a JSON object of some thirty figures, with room to spare.
 RING_SLOT_BYTES = 4096
-# A cache line: no tensor shares one with another, and vector loads are aligned.
-ALIGNMENT = 64
-
 HEADER_WORDS = 16
 META_WORDS = 16
 FACT_WORDS = 8
 
-# Tensors of fewer elements are kept in fp32 whatever the kind: kernels/optimizers/state.py.
-SMALLEST_QUANTISED = 4096
 # Codes that share a scale, where a topology does not say.
 BLOCKS = {"muon8bit": 2048, "adamw8bit": 256}
-
-
-class Slot(NamedTuple):
-    """A tensor's place in the segment."""
-
-    offset: int  # bytes
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +78,7 @@ def _muon(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]
 
 
 def _muon8bit(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
-    dtype = "int8" if group.map == "linear" else "uint8"
-    codes = _codes("momentum", dtype, parameter.shape, block_of(group))
+    codes = stored("momentum", parameter.shape, group.map, block_of(group))
     return *codes, *_neurons(group, parameter)
 
 
@@ -109,7 +95,7 @@ def _adamw(_group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ..
 
 def _adamw8bit(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
     shape, block = parameter.shape, block_of(group)
-    return *_codes("mean", "uint8", shape, block), *_codes("square", "uint8", shape, block)
+    return *stored("mean", shape, "dynamic", block), *stored("square", shape, "unsigned", block)
 
 
 def _foam(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
@@ -117,16 +103,6 @@ def _foam(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]
     if len(shape) >= 2:
         shape = (*shape[:-1], -(-shape[-1] // 2**group.level))
     return tuple(TensorSpec(name, "float32", shape) for name in ("mean", "square"))
-
-
-def _codes(
-    name: str, dtype: str, shape: tuple[int, ...], block: int
-) -> tuple[TensorSpec, TensorSpec] | tuple[TensorSpec]:
-    """A code an element and a scale a block, or plain fp32 where there is little to save."""
-    if prod(shape) < SMALLEST_QUANTISED:
-        return (TensorSpec(name, "float32", shape),)
-    scales = (-(-prod(shape) // block),)
-    return TensorSpec(f"{name}.codes", dtype, shape), TensorSpec(f"{name}.scale", "float32", scales)
 
 
 # What each kind of optimizer remembers of a parameter, as kernels/optimizers declares it (a test
@@ -167,7 +143,7 @@ def state_layout(topology: Topology, shard: int) -> Layout:
     """Layout of the segment of `shard`. A pure function of its arguments."""
     owned = partition(parameters(topology.model), topology.actors.optimizer_shards)[shard]
     ranks = topology.actors.trainers
-    cursor = _Cursor()
+    cursor = Cursor()
     header = cursor.take("int64", (HEADER_WORDS,))
     facts = cursor.take("int64", (2, ranks, FACT_WORDS))
     ring = cursor.take("uint8", (RING_RECORDS, RING_SLOT_BYTES))
@@ -181,7 +157,7 @@ def state_layout(topology: Topology, shard: int) -> Layout:
     redo_start, end = cursor.at, cursor.at
     places: list[Places] = []
     for parameter, mine, shown in zip(owned, kept, published, strict=True):
-        record = _Cursor(redo_start)
+        record = Cursor(redo_start)
         redo = record.take_all(kept_tensors(topology.optimizer, parameter))
         places.append(Places(parameter, mine, shown, redo))
         end = max(end, record.at)
@@ -196,32 +172,17 @@ def state_layout(topology: Topology, shard: int) -> Layout:
         digests=digests,
         places=tuple(places),
         total_bytes=end,
-        digest=_digest(places, ranks, end),
+        digest=_digest(topology, places, end),
     )
 
 
-class _Cursor:
-    """Hands out aligned places, one after the other."""
-
-    def __init__(self, at: int = 0) -> None:
-        self.at = at
-
-    def take(self, dtype: str, shape: tuple[int, ...]) -> Slot:
-        slot = Slot(self.at, dtype, shape)
-        end = self.at + TensorSpec("", dtype, shape).nbytes
-        self.at = -(-end // ALIGNMENT) * ALIGNMENT
-        return slot
-
-    def take_all(self, specs: Iterable[TensorSpec]) -> dict[str, Slot]:
-        return {spec.name: self.take(spec.dtype, spec.shape) for spec in specs}
-
-
-def _digest(places: Iterable[Places], ranks: int, total_bytes: int) -> bytes:
+def _digest(topology: Topology, places: Iterable[Places], total_bytes: int) -> bytes:
     text = json.dumps(
         [
             LAYOUT_VERSION,
-            ranks,
+            topology.actors.trainers,
             total_bytes,
+            [topology.optimizer.codec, topology.optimizer.codec_rank],
             [[p.parameter.name, p.parameter.kind, p.kept, p.published] for p in places],
         ]
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from actors import checkpoints, leftovers
+from actors import checkpoints, codec_memory, leftovers
 from actors.checkpoints import CheckpointError
+from actors.codec_memory import CodecMemory, MemoryLost
 from actors.loop import Mailbox
 from actors.optimizer import restore, updates
 from actors.optimizer.checkpointing import Checkpoints, RunFailed
@@ -50,7 +51,7 @@ def main(seat: Seat) -> int:
             life = _Life(seat, topology, mailbox, segment, attached)
             life.run()
             life.close()
-        except (RunFailed, StateError, CheckpointError) as error:
+        except (RunFailed, StateError, CheckpointError, MemoryLost) as error:
             mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
             mailbox.close(failed=str(error))
             return 1
@@ -71,12 +72,15 @@ class _Life:
         segment: Segment,
         attached: Attached,
     ) -> None:
-        """Raises `StateError` or `CheckpointError` when there is nothing to go on from."""
+        """Raises `StateError`, `CheckpointError`, `MemoryLost` or `SegmentError` when there is
+        nothing to go on from.
+        """
         self._mailbox, self._topology = mailbox, topology
         self._clock: Clock = MonotonicClock()
         self._index = seat.index
         self._directory = RunDir(Path(seat.run_dir)).checkpoints
         self._state = State(state_layout(topology, seat.index), segment)
+        self._memories = _memories(seat, topology, attached)
         self._begin_state()
         self._shard = Shard(
             topology,
@@ -95,6 +99,7 @@ class _Life:
             self._directory,
             lambda part: mailbox.send("exchange/0", part),
             mailbox.log,
+            memories=self._memories,
         )
         self._shard.checkpoints = self._checkpoints
         self._done_at = 0.0
@@ -115,7 +120,7 @@ class _Life:
             updates.fill_fresh(self._state, self._topology)
             log.info("state made from the seed", seed=self._topology.seed)
             return
-        restore.restore(self._state, found, self._topology, self._index)
+        restore.restore(self._state, found, self._topology, self._index, self._memories)
         log.info("state restored", checkpoint=str(found.path), committed=self._state.committed)
 
     def run(self) -> None:
@@ -186,3 +191,13 @@ class _Life:
             records = tuple(self._state.records(0))
             self._mailbox.send("exchange/0", Metrics(records=records), to="recorder")
         self._mailbox.log.info("shard leaves", reason=stop.reason, committed=self._state.committed)
+
+
+def _memories(seat: Seat, topology: Topology, attached: Attached) -> list[CodecMemory]:
+    """What the codecs of every rank remember. Raises `SegmentError` or `MemoryLost`."""
+    if not codec_memory.segment_bytes(topology):
+        return []
+    return [
+        CodecMemory(topology, attached.get(segment_name(seat.run_id, f"trainer/{rank}", "memory")))
+        for rank in range(topology.actors.trainers)
+    ]

@@ -1,13 +1,34 @@
 """Filling a shard's empty state from a checkpoint, whatever number of shards wrote it."""
 
-from actors.checkpoints import Checkpoint, CheckpointError, TensorFile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.checkpoints import Checkpoint, CheckpointError, Manifest, TensorFile, memory_name
+from actors.codec_memory import CodecMemory
 from actors.optimizer.layout import kept_tensors
 from actors.optimizer.state import Counts, Facts, State
+from actors.parameters import Parameter
 from actors.topology import Topology
+from actors.uplink import memory_tensors
+
+if TYPE_CHECKING:
+    from actors.published import Array
 
 
-def restore(state: State, checkpoint: Checkpoint, topology: Topology, shard: int) -> None:
-    """Fill `state` and make it ready. Raises `CheckpointError` when the checkpoint does not fit."""
+def restore(
+    state: State,
+    checkpoint: Checkpoint,
+    topology: Topology,
+    shard: int,
+    memories: Sequence[CodecMemory] = (),
+) -> None:
+    """Fill `state` and make it ready; `memories` of all ranks too, as far as they are this shard's.
+
+    A rank that the checkpoint does not know begins with an empty memory. Raises `CheckpointError`
+    when the checkpoint does not fit.
+    """
     manifest = checkpoint.manifest
     if manifest.seed != topology.seed:
         raise CheckpointError(
@@ -20,7 +41,9 @@ def restore(state: State, checkpoint: Checkpoint, topology: Topology, shard: int
         for name, about in file.parameters.items():
             versions.append(about.version)
             if name in wanted:
-                _fill(state, wanted.pop(name), file, topology)
+                index = wanted.pop(name)
+                _fill(state, index, file, topology)
+                _remember(memories, state.layout.places[index].parameter, file, manifest, topology)
     if wanted:
         raise CheckpointError(
             f"{checkpoint.path} holds no {sorted(wanted)[0]}: it was made with another model"
@@ -48,6 +71,25 @@ def _fill(state: State, index: int, file: TensorFile, topology: Topology) -> Non
     for version, (digest, *counts) in about.published.items():
         tensors = file.published(parameter, int(version))
         state.publish(index, int(version), tensors, bytes.fromhex(digest), Counts(*counts))
+
+
+def _remember(
+    memories: Sequence[CodecMemory],
+    parameter: Parameter,
+    file: TensorFile,
+    manifest: Manifest,
+    topology: Topology,
+) -> None:
+    specs = memory_tensors(topology.optimizer, parameter)
+    version = file.parameters[parameter.name].version
+    for rank, memory in enumerate(memories if specs else ()):
+        known = rank < manifest.trainers
+        tensors: dict[str, Array] = {}
+        for spec in specs:
+            wanted = spec._replace(name=memory_name(rank, spec.name))
+            empty = np.zeros(spec.shape, spec.dtype)
+            tensors[spec.name] = file.tensor(parameter.name, wanted) if known else empty
+        memory.fill(parameter.name, version, tensors)
 
 
 def _fill_steps(state: State, checkpoint: Checkpoint) -> None:

@@ -16,9 +16,10 @@ from actors.optimizer.rounds import Instruction, Setting, ShardRounds
 from actors.optimizer.state import Counts, Facts, State
 from actors.optimizer.updates import Contribution
 from actors.outbox import Outbox
-from actors.parameters import parameters, partition
-from actors.published import digest, weights_digest
+from actors.parameters import Parameter, parameters, partition
+from actors.published import Array, digest, weights_digest
 from actors.topology import Topology
+from actors.uplink import codec_of, payload_tensors
 from protocol import flips
 from protocol import messages as m
 from protocol.clock import Clock
@@ -148,13 +149,23 @@ class Shard:
         if sender != f"trainer/{rank}" or not self.rounds.takes_gradient(step, rank, name):
             return
         parameter = self._parameters[self._index_of[name]]
-        if message.codec != "dense" or len(message.tensors) != 1 or message.tokens < 0:
-            raise Malformed(f"gradient of {name}: codec {message.codec!r}, one tensor expected")
-        gradient = read(message.tensors[0], frames, self._attached)
-        if gradient.dtype != np.float32 or gradient.shape != parameter.shape:
-            raise Malformed(f"gradient of {name}: {gradient.dtype} {gradient.shape}")
-        self._given[name][rank] = Contribution(message.tokens, gradient)
+        payload = self._payload(parameter, message, frames)
+        self._given[name][rank] = Contribution(message.tokens, payload)
         self._perform(self.rounds.gradient(step, rank, name))
+
+    def _payload(
+        self, parameter: Parameter, message: m.Gradient, frames: Sequence[memoryview]
+    ) -> tuple[Array, ...]:
+        """What came of a gradient, where it lies. Raises `ProtocolError`."""
+        codec, name = codec_of(self.topology.optimizer, parameter), parameter.name
+        specs = payload_tensors(self.topology.optimizer, parameter)
+        if message.codec != codec or len(message.tensors) != len(specs) or message.tokens < 0:
+            raise Malformed(f"gradient of {name}: codec {message.codec!r}, expected {codec!r}")
+        payload = tuple(read(ref, frames, self._attached) for ref in message.tensors)
+        for array, spec in zip(payload, specs, strict=True):
+            if array.dtype != spec.dtype or array.shape != spec.shape:
+                raise Malformed(f"gradient of {name}: {spec.name} is {array.dtype} {array.shape}")
+        return payload
 
     def _step_facts(self, sender: str, message: m.StepFacts) -> None:
         step, rank = message.step, message.rank
@@ -222,7 +233,7 @@ class Shard:
             self.topology,
             parameter,
             self.state.kept(index),
-            updates.mean_gradient(ordered),
+            updates.mean_gradient(self.topology, parameter, step, ordered, self._device),
             step,
             self._device,
         )
@@ -235,7 +246,7 @@ class Shard:
             changed, sent = encoded.flips, len(encoded.data) + 4
         counts = Counts(
             flips=changed if parameter.kind == "ternary" else 0,
-            up_bytes=sum(c.gradient.nbytes for c in ordered),
+            up_bytes=sum(array.nbytes for c in ordered for array in c.payload),
             down_bytes=sent * self._ranks,
         )
         if self.checkpoints is not None:

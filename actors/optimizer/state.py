@@ -17,13 +17,14 @@ Published readers ask for a version: the tag says whether its places still hold 
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.optimizer.layout import LAYOUT_VERSION, MAGIC, RING_RECORDS, Layout, Slot
+from actors.optimizer.layout import LAYOUT_VERSION, MAGIC, RING_RECORDS, Layout
 from actors.published import Array
+from actors.slots import Memory, Slot, view, views
 
 Ints = NDArray[np.int64]
 
@@ -37,16 +38,6 @@ _RING_HEAD = 16
 
 class StateError(RuntimeError):
     """A segment that does not hold what this run's shard expects."""
-
-
-class Memory(Protocol):
-    """What holds the state: a `protocol.segments.Segment`, or plain memory in tests."""
-
-    nbytes: int
-
-    def array(self, dtype: str, shape: tuple[int, ...], offset: int = 0) -> Array:
-        """A writable view."""
-        ...
 
 
 class Facts(NamedTuple):
@@ -98,16 +89,16 @@ class State:
                 f"{layout.total_bytes}: it was made for another one"
             )
         self.layout = layout
-        self._header = _view(memory, layout.header)
-        self._facts = _view(memory, layout.facts).view(_FACTS)[..., 0]
-        self._ring = _view(memory, layout.ring)
-        self._meta = _view(memory, layout.meta)
-        self._digests = _view(memory, layout.digests)
-        self._kept = [_views(memory, place.kept) for place in layout.places]
+        self._header = view(memory, layout.header)
+        self._facts = view(memory, layout.facts).view(_FACTS)[..., 0]
+        self._ring = view(memory, layout.ring)
+        self._meta = view(memory, layout.meta)
+        self._digests = view(memory, layout.digests)
+        self._kept = [views(memory, place.kept) for place in layout.places]
         self._published = [
-            tuple(_views(memory, slots) for slots in place.published) for place in layout.places
+            tuple(views(memory, slots) for slots in place.published) for place in layout.places
         ]
-        self._redo = [_views(memory, place.redo) for place in layout.places]
+        self._redo = [views(memory, place.redo) for place in layout.places]
 
     @staticmethod
     def _store(target: Array, value: Any) -> None:
@@ -283,11 +274,3 @@ class State:
             words = slot[:_RING_HEAD].view(np.int64)
             if words[0] == step:
                 yield json.loads(slot[_RING_HEAD : _RING_HEAD + int(words[1])].tobytes())
-
-
-def _view(memory: Memory, slot: Slot) -> Array:
-    return memory.array(slot.dtype, slot.shape, slot.offset)
-
-
-def _views(memory: Memory, slots: Mapping[str, Slot]) -> dict[str, Array]:
-    return {name: _view(memory, slot) for name, slot in slots.items()}

@@ -7,15 +7,16 @@ order, so the bits do not depend on who was faster.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 
+from actors.codecs import decode, key_of, to_numpy
 from actors.optimizer.layout import group_of
 from actors.optimizer.methods import METHODS
 from actors.optimizer.state import State
 from actors.parameters import Parameter
 from actors.published import Array, digest
 from actors.topology import OptimizerGroup, Topology
+from actors.uplink import codec_of
 from kernels.model.initialise import init_parameter
 from kernels.optimizers.clipping import clipped
 from kernels.optimizers.schedules import learning_rate
@@ -24,10 +25,10 @@ from kernels.precision.ternary import quantise
 
 
 class Contribution(NamedTuple):
-    """One rank's gradient: a mean over `tokens` targets."""
+    """One rank's gradient: a mean over `tokens` targets, as its codec left it."""
 
     tokens: int
-    gradient: Array
+    payload: tuple[Array, ...]
 
 
 class Update(Protocol):
@@ -46,18 +47,43 @@ class Update(Protocol):
         ...
 
 
-def mean_gradient(contributions: Sequence[Contribution]) -> Array:
+def mean_gradient(
+    topology: Topology,
+    parameter: Parameter,
+    step: int,
+    contributions: Sequence[Contribution],
+    device: str = "cpu",
+) -> Array:
     """Mean over all ranks' tokens: sum over ranks, in order, of (tokens / all tokens) gradient.
 
-    In fp32, multiplied and then added, without fusing. A single rank's gradient comes back as it
-    is. Zeros when no rank has counted a token.
+    In the gradient's own precision, multiplied and then added, without fusing. A single rank's
+    gradient comes back as it is. Zeros when no rank has counted a token.
     """
     total = sum(c.tokens for c in contributions)
-    weights = [np.float32(c.tokens / total if total else 0.0) for c in contributions]
-    mean = contributions[0].gradient * weights[0]
-    for contribution, weight in zip(contributions[1:], weights[1:], strict=True):
-        mean += contribution.gradient * weight
+    mean: Array | None = None
+    for rank, contribution in enumerate(contributions):
+        gradient = _decoded(topology, parameter, step, rank, contribution, device)
+        weight = gradient.dtype.type(contribution.tokens / total if total else 0.0)
+        if mean is None:
+            mean = gradient * weight
+        else:
+            mean += gradient * weight
+    assert mean is not None
     return mean
+
+
+def _decoded(
+    topology: Topology,
+    parameter: Parameter,
+    step: int,
+    rank: int,
+    contribution: Contribution,
+    device: str,
+) -> Array:
+    if codec_of(topology.optimizer, parameter) == "dense":
+        return contribution.payload[0]
+    key = key_of(topology.seed, parameter, step, rank)
+    return to_numpy(decode(topology.optimizer, parameter, contribution.payload, key, device))
 
 
 def rate_at(topology: Topology, group: OptimizerGroup, step: int) -> float:

@@ -8,16 +8,18 @@ of a parameter at most.
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.checkpoints import published_name, tensor_name, write_tensors
+from actors.checkpoints import memory_name, published_name, tensor_name, write_tensors
+from actors.codec_memory import CodecMemory, MemoryLost
 from actors.optimizer.layout import kept_tensors
 from actors.optimizer.state import State
 from actors.published import Array, TensorSpec, published_tensors
 from actors.topology import OptimizerSpec
+from actors.uplink import memory_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,19 @@ class ShardWriter:
     """Writes checkpoints of one shard, one at a time. Methods belong to the computing thread."""
 
     def __init__(
-        self, state: State, optimizer: OptimizerSpec, background: Background = in_thread
+        self,
+        state: State,
+        optimizer: OptimizerSpec,
+        background: Background = in_thread,
+        memories: Sequence[CodecMemory] = (),
     ) -> None:
-        self._state = state
+        """`memories`: what the codecs of every rank remember."""
+        self._state, self._memories = state, memories
         self._optimizer = optimizer
         self._lock = threading.Lock()
         self._pending: set[int] = set()
         self._copies: dict[int, dict[str, Array]] = {}
+        self._begun: list[int] = []  # every parameter's version when this began
         self._versions: list[tuple[int, ...]] = []
         self._background = background
         self._thread: Running | None = None
@@ -79,7 +87,7 @@ class ShardWriter:
         """
         assert not self.busy
         versions = self._state.versions()
-        begun = min(versions)
+        begun, self._begun = min(versions), versions
         self._versions = [
             tuple(
                 v
@@ -135,6 +143,9 @@ class ShardWriter:
         except OSError as error:
             self._result = Written(version, closing, failed=f"{error.strerror}: {directory}")
             self._remove(directory)
+        except MemoryLost as error:
+            self._result = Written(version, closing, failed=str(error))
+            self._remove(directory)
         finally:
             with self._lock:
                 self._pending.clear()
@@ -157,6 +168,10 @@ class ShardWriter:
                 for spec in published_tensors(parameter):
                     name = published_name(version, spec.name)
                     yield spec._replace(name=tensor_name(parameter.name, name))
+            for rank in range(len(self._memories)):
+                for spec in memory_tensors(self._optimizer, parameter):
+                    name = memory_name(rank, spec.name)
+                    yield spec._replace(name=tensor_name(parameter.name, name))
 
     def _arrays(self, members: list[int]) -> Iterator[Array]:
         for index in members:
@@ -175,6 +190,11 @@ class ShardWriter:
         for version in self._versions[index]:
             for name, array in self._state.published(index, version).items():
                 tensors[published_name(version, name)] = array.copy()
+        parameter = self._state.layout.places[index].parameter.name
+        for rank, memory in enumerate(self._memories):
+            if memory.remembers(parameter):
+                for name, array in memory.read(parameter, self._begun[index]).items():
+                    tensors[memory_name(rank, name)] = array.copy()
         return tensors
 
     def _facts(self, index: int, version: int) -> dict[str, Any]:

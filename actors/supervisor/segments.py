@@ -11,16 +11,19 @@ from protocol.segments import segment_name
 
 def wanted(run_id: str, topology: Topology) -> dict[str, int]:
     """Names and bytes of all segments of a run."""
-    from actors import gradient_slots
+    from actors import codec_memory, gradient_slots
     from actors.optimizer import layout
 
     sizes: dict[str, int] = {}
     for shard in range(topology.actors.optimizer_shards):
         name = segment_name(run_id, f"optimizer_shard/{shard}", "state")
         sizes[name] = layout.state_layout(topology, shard).total_bytes
+    gradients = gradient_slots.segment_bytes(topology.model, topology.optimizer)
+    memory = codec_memory.segment_bytes(topology)
     for trainer in range(topology.actors.trainers):
-        name = segment_name(run_id, f"trainer/{trainer}", "gradients")
-        sizes[name] = gradient_slots.segment_bytes(topology.model)
+        sizes[segment_name(run_id, f"trainer/{trainer}", "gradients")] = gradients
+        if memory:
+            sizes[segment_name(run_id, f"trainer/{trainer}", "memory")] = memory
     return sizes
 
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from actors import leftovers
+from actors import codec_memory, leftovers
+from actors.checkpoints import CheckpointError
+from actors.codec_memory import CodecMemory, MemoryLost
 from actors.gradient_slots import GradientSlots
 from actors.loop import Mailbox
 from actors.parameters import parameters
 from actors.rundir import RunDir
 from actors.seat import Seat
+from actors.topology import Topology, TopologyError
 from actors.trainer.trainer import ShardsDisagree, Trainer
 from protocol import segments
 from protocol.clock import MonotonicClock
@@ -38,26 +41,29 @@ def main(seat: Seat) -> int:
     gradients = segment_name(seat.run_id, seat.name, "gradients")
     with Mailbox(seat, connect) as mailbox, Attached(f"trireme-{seat.run_id}-") as attached:
         segment = _segment(gradients, mailbox)
-        trainer = Trainer(
-            topology,
-            seat.index,
-            mailbox,
-            MonotonicClock(),
-            slots=None if segment is None else GradientSlots(segment, parameters(topology.model)),
-            attached=attached,
-            device=seat.device,
-            progress=mailbox.progress,
-        )
+        remembered = _memory(seat, topology)
         try:
+            trainer = Trainer(
+                topology,
+                seat.index,
+                mailbox,
+                MonotonicClock(),
+                slots=None if segment is None else _slots(segment, topology),
+                memory=None if remembered is None else CodecMemory(topology, remembered),
+                attached=attached,
+                device=seat.device,
+                progress=mailbox.progress,
+            )
             while mailbox.stopping is None:
                 _turn(trainer, mailbox)
-        except ShardsDisagree as error:
+        except (ShardsDisagree, MemoryLost, CheckpointError, TopologyError) as error:
             mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
             mailbox.close(failed=str(error))
             return 1
         finally:
-            if segment is not None:
-                segment.close()
+            for mapped in (segment, remembered):
+                if mapped is not None:
+                    mapped.close()
         mailbox.log.info("trainer leaves", reason=mailbox.stopping.reason)
     if mailbox.forsaken == "orphaned":
         leftovers.clear_last(RunDir(Path(seat.run_dir)), within_s=0.0)
@@ -89,6 +95,20 @@ def _segment(name: str, mailbox: Mailbox) -> Segment | None:
     except SegmentError as error:
         mailbox.log.warning("gradients travel as frames", why=str(error))
         return None
+
+
+def _slots(segment: Segment, topology: Topology) -> GradientSlots:
+    return GradientSlots(segment, parameters(topology.model), topology.optimizer)
+
+
+def _memory(seat: Seat, topology: Topology) -> Segment | None:
+    """What this rank's codecs remember, if they do: it stays when this process goes.
+
+    Raises `SegmentError`.
+    """
+    if not codec_memory.segment_bytes(topology):
+        return None
+    return segments.attach(segment_name(seat.run_id, seat.name, "memory"))
 
 
 def _prepare_torch(seat: Seat) -> None:

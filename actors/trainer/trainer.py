@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.codec_memory import CodecMemory
 from actors.gradient_slots import GradientSlots
 from actors.outbox import Outbox
 from actors.parameters import parameters, partition
@@ -24,11 +25,13 @@ from actors.topology import Topology
 from actors.trainer import rounds
 from actors.trainer.rounds import Instruction, TrainerRounds
 from actors.trainer.step import GradientHooks, Sums, noise_key, run_step
+from actors.trainer.uplink import Uplink
+from actors.uplink import codec_of
 from kernels.model.config import TrainConfig
 from protocol import messages as m
 from protocol.clock import Clock
 from protocol.errors import Malformed, ProtocolError
-from protocol.tensors import Attached, Frames, read
+from protocol.tensors import Attached, Frames, nbytes, read
 
 if TYPE_CHECKING:
     from actors.published import Array
@@ -63,11 +66,13 @@ class Trainer:
         clock: Clock,
         *,
         slots: GradientSlots | None = None,
+        memory: CodecMemory | None = None,
         attached: Attached | None = None,
         device: str = "cpu",
         progress: Callable[[], object] = lambda: None,
     ) -> None:
-        """Without `slots`, gradients are kept here and travel as frames.
+        """Without `slots`, gradients are kept here and travel as frames. `memory` is what codecs
+        with a memory keep it in.
 
         `progress` is called whenever a part of a step is done.
         """
@@ -79,13 +84,16 @@ class Trainer:
         self.rounds = TrainerRounds(self._owner, topology.steps)
         self.replica = Replica(topology.model, device)
         self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
+        self._uplink = Uplink(topology, rank, memory, device)
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(
             [[p.name for p in shard] for shard in owned]
         )
         self._batches: dict[int, _Rows] = {}
         self._updates: dict[str, Payload] = {}
-        self._gradients: dict[str, Array] = {}  # without slots: this step's, until it commits
+        self._gradients: dict[
+            str, Sequence[Array]
+        ] = {}  # without slots: this step's, until it commits
         self._facts: m.StepFacts | None = None
         self._sent_bytes = 0
         self._step_began: float | None = None
@@ -223,10 +231,11 @@ class Trainer:
         self._perform(self.rounds.facts())
 
     def _gradient_done(self, name: str, gradient: Tensor) -> None:
+        payload = self._uplink.encode(self.rounds.step, self.replica.named[name], gradient)
         if self._slots is None:
-            self._gradients[name] = gradient.to("cpu", torch.float32, copy=True).numpy()
+            self._gradients[name] = [array.copy() for array in payload]
         else:
-            torch.from_numpy(self._slots.array(name)).copy_(gradient)
+            self._slots.put(name, payload)
         self._perform(self.rounds.gradient(name))
         self._progress()
 
@@ -277,17 +286,20 @@ class Trainer:
     def _send_gradient(self, step: int, param: str, shard: int) -> None:
         assert self._facts is not None
         out = Frames()
-        tensor = self._slots.ref(param) if self._slots else out.add(self._gradients[param])
+        if self._slots is None:
+            tensors = tuple(out.add(array) for array in self._gradients[param])
+        else:
+            tensors = self._slots.refs(param)
         message = m.Gradient(
             step=step,
             rank=self._rank,
             param=param,
-            codec="dense",
+            codec=codec_of(self._topology.optimizer, self.replica.named[param]),
             basis=0,
             tokens=self._facts.tokens,
-            tensors=(tensor,),
+            tensors=tensors,
         )
-        self._sent_bytes += 4 * self.replica.named[param].numel
+        self._sent_bytes += sum(nbytes(ref) for ref in tensors)
         self._send(f"exchange/{shard}", message, out.parts)
 
     def _send(self, channel: str, message: m.Message, frames: Sequence[memoryview] = ()) -> None:

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.optimizers.muon import Coefficients, orthogonalise, scale_factor
+from kernels.optimizers.muon import Coefficients, Scaling, orthogonalise, scale_factor
 from kernels.optimizers.projection import (
     basis_shape,
     core_shape,
@@ -62,7 +62,8 @@ class GaLoreHyper:
     nesterov: bool = True
     coefficients: Coefficients = "jordan"
     iterations: int = 5
-    match_rms: bool = True
+    scaling: Scaling = "adamw_rms"
+    match_rms: bool = True  # for the missing directions; spectral scaling has no need of it
     dtype: torch.dtype = torch.float32  # of Newton-Schulz
     beta1: float = 0.9  # adamw
     beta2: float = 0.999
@@ -95,14 +96,13 @@ def adopt(
 ) -> dict[str, Tensor]:
     """State with the basis `new` (min(M, N), rank) of `version`, moments carried over.
 
-    The first basis of a matrix finds no moments to carry. Raises ValueError for a version below 1:
-    0 means that there is no basis.
+    Raises ValueError for a version below 1: 0 is none, or a random one.
     """
     if version < 1:
         raise ValueError(f"a basis has a version of at least 1, got {version}")
     stored = store("basis", new, _basis_storage(hyper))
     after = {**state, **stored, "version": torch.full_like(state["version"], version)}
-    if not int(state["version"]) or hyper.carry == "keep":
+    if hyper.carry == "keep":
         return after
     names = _moments(hyper)
     if hyper.carry == "reset":
@@ -157,8 +157,10 @@ def _muon(
         mixed, coefficients=hyper.coefficients, iterations=hyper.iterations, dtype=hyper.dtype
     )
     short, rank = basis_shape(shape, hyper.rank)
-    missing = math.sqrt(short / rank) if hyper.match_rms else 1.0
-    return {"momentum": momentum}, turned, scale_factor(*shape) * missing
+    matched = hyper.match_rms and hyper.scaling == "adamw_rms"
+    missing = math.sqrt(short / rank) if matched else 1.0
+    rows, columns = shape
+    return {"momentum": momentum}, turned, scale_factor(rows, columns, hyper.scaling) * missing
 
 
 def _adamw(

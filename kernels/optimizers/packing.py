@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """`codes` (n,) of `bits` 2 or 4, two's complement, the first in the lowest bits: uint8.
+    """`codes` (n,) of `bits` 2, 4 or 8, two's complement, the first in the lowest bits: uint8.
 
     The last byte is filled up with zero codes.
     """
@@ -21,6 +21,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` codes of `packed`: (count,) int8."""
+    if bits == 8:
+        return packed.view(torch.int8)[:count]
     places = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     half = 1 << (bits - 1)
     raw = ((packed[:, None] >> places) & ((1 << bits) - 1)).view(-1)[:count].to(torch.int8)

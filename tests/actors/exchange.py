@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import checkpoints, gradient_slots
+from actors import checkpoints, codec_memory, gradient_slots
 from actors import topology as topologies
+from actors.codec_memory import CodecMemory
 from actors.optimizer import updates
 from actors.optimizer.checkpointing import Checkpoints
 from actors.optimizer.layout import state_layout
@@ -145,7 +146,7 @@ class Exchange:
         self.topology, self.directory = topology, directory
         self._run_id = shared
         self._attached = Attached(f"trireme-{shared}-") if shared else None
-        self._segments: dict[str, segments.Segment] = {}
+        self._segments: dict[tuple[str, str], segments.Segment] = {}
         self.events: list[tuple[str, dict[str, object]]] = []
         self.office = office or PostOffice()
         self.clock = ManualClock()
@@ -153,6 +154,11 @@ class Exchange:
         self.memories = [
             self._memory(f"optimizer_shard/{k}", "state", state_layout(topology, k).total_bytes)
             for k in range(topology.actors.optimizer_shards)
+        ]
+        remembered = codec_memory.segment_bytes(topology)
+        self.remembered = [
+            CodecMemory(topology, self._memory(f"trainer/{rank}", "memory", remembered))
+            for rank in range(topology.actors.trainers if remembered else 0)
         ]
         self.shards = [self.new_shard(k) for k in range(topology.actors.optimizer_shards)]
         self.trainers = [self.new_trainer(rank) for rank in range(topology.actors.trainers)]
@@ -171,7 +177,7 @@ class Exchange:
             state,
             outbox,
             self.clock,
-            segment=self._segments.get(f"optimizer_shard/{index}"),
+            segment=self._segments.get((f"optimizer_shard/{index}", "state")),
             attached=self._attached,
         )
         if self.directory is not None:
@@ -182,6 +188,7 @@ class Exchange:
                 self.directory,
                 lambda part: outbox.send("exchange/0", part),
                 self,
+                memories=self.remembered,
             )
             shard.checkpoints = self.keepers[index]
         shard.begin()
@@ -194,7 +201,7 @@ class Exchange:
         if found is None:
             updates.fill_fresh(state, self.topology)
         else:
-            restore(state, found, self.topology, index)
+            restore(state, found, self.topology, index, self.remembered)
 
     def info(self, event: str, **fields: object) -> None:
         """The shards' log."""
@@ -229,22 +236,30 @@ class Exchange:
     def new_trainer(self, rank: int) -> Trainer:
         """A trainer process starts."""
         name = f"trainer/{rank}"
-        model, slots = self.topology.model, None
+        slots = None
         if self._run_id:
-            self._memory(name, "gradients", gradient_slots.segment_bytes(model))
-            slots = gradient_slots.GradientSlots(self._segments[name], parameters(model))
-        outbox = self.office.outbox(name)
+            model, optimizer = self.topology.model, self.topology.optimizer
+            self._memory(name, "gradients", gradient_slots.segment_bytes(model, optimizer))
+            slots = gradient_slots.GradientSlots(
+                self._segments[name, "gradients"], parameters(model), optimizer
+            )
         return Trainer(
-            self.topology, rank, outbox, self.clock, slots=slots, attached=self._attached
+            self.topology,
+            rank,
+            self.office.outbox(name),
+            self.clock,
+            slots=slots,
+            memory=self.remembered[rank] if self.remembered else None,
+            attached=self._attached,
         )
 
     def _memory(self, name: str, what: str, nbytes: int) -> "PlainMemory | segments.Segment":
         if not self._run_id:
             return PlainMemory(nbytes)
-        if name not in self._segments:
+        if (name, what) not in self._segments:
             full = segments.segment_name(self._run_id, name, what)
-            self._segments[name] = segments.create(full, nbytes)
-        return self._segments[name]
+            self._segments[name, what] = segments.create(full, nbytes)
+        return self._segments[name, what]
 
     def close(self) -> None:
         """Remove shared memory."""

@@ -40,6 +40,11 @@ PARTS = ("warmup", "stable", "decay")
             ["optimizer.matrices.kind=muon8bit", "optimizer.matrices.block=32"],
             "optimizer.matrices.block: 32 codes to a scale; accepted: 0 for the kind's own, or 64",
         ),
+        (
+            ["optimizer.codec=power"],
+            'codec_rank: codec "power" sends two factors of that many columns; accepted: 1 or more',
+        ),
+        (["optimizer.codec_rank=8"], 'codec_rank: has no effect on codec "dense"; accepted: codec'),
         (["optimizer.dense.min_lr=1"], "optimizer.dense.min_lr: 1 is above lr = 0.0004"),
         (["rollout.max_new_tokens=4096"], "rollout.max_new_tokens: 4096 new tokens leave no room"),
         (["data.sources=[]"], "data.sources: is empty"),
@@ -65,6 +70,19 @@ PARTS = ("warmup", "stable", "decay")
         (
             ["train.precision_high_layers=[0, 20]"],
             "train.precision_high_layers: there is no layer 20 in a stack of 20; accepted: 0 to 19",
+        ),
+        (["train.filter_keep=0.5"], "train.filter_keep: has no effect without a filter; accepted"),
+        (
+            ["train.filter_backward=masked"],
+            "train.filter_backward: has no effect without a filter",
+        ),
+        (
+            ["train.filter=excess"],
+            'train.filter_reference: filter "excess" compares losses with those of another model',
+        ),
+        (
+            ["train.filter_reference=somewhere"],
+            'train.filter_reference: has no effect on filter "none"; accepted: filter = "excess"',
         ),
         (
             ["emulation.train.precision_high_layers=[9]"],

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,11 +33,12 @@ from actors.trainer.step import noise_key
 from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.model import LoopLM
 from kernels.model.objective import counted_targets, objective
-from kernels.optimizers import adamw, adamw8bit, foam, muon, muon8bit
+from kernels.optimizers import adamw, adamw8bit, draws, foam, muon, muon8bit
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.codecs.named import named
 from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.schedules import learning_rate
-from kernels.optimizers.state import StateTensor
+from kernels.optimizers.state import SMALLEST_QUANTISED, StateTensor
 from kernels.precision.packing import pack
 from kernels.precision.ternary import quantise
 
@@ -60,6 +61,8 @@ class PlainLoop:
         self.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
         self.model.initialise(topology.seed)
         self.state: dict[str, dict[str, Tensor]] = {}
+        self.memories: dict[tuple[str, int], Mapping[str, Tensor]] = {}  # of (parameter, rank)
+        self.matrices = {p.name: p.group == "matrices" for p in parameters(topology.model)}
         for parameter in parameters(topology.model):
             group = group_of(topology.optimizer, parameter)
             self.state[parameter.name] = _initial_state(parameter.shape, group)
@@ -75,7 +78,7 @@ class PlainLoop:
             weight = float(np.float32(tokens / total))
             for name, parameter in self.model.named_parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                share = grad * weight
+                share = self._sent(name, grad, step, rank) * weight
                 mean[name] = mean[name] + share if name in mean else share
         self._optimise(step, mean)
         text_bytes = sum(rows.text_bytes for rows in ranks)
@@ -85,6 +88,19 @@ class PlainLoop:
             "bits_per_byte": loss_sum / math.log(2) / text_bytes,
             "tokens": total,
         }
+
+    def _sent(self, name: str, grad: Tensor, step: int, rank: int) -> Tensor:
+        """What is left of a rank's gradient after its codec."""
+        spec = self.topology.optimizer
+        matrix = self.matrices[name]
+        if not matrix and grad.numel() < SMALLEST_QUANTISED:
+            return grad
+        codec = named(spec.codec if matrix else spec.dense_codec, spec.codec_rank)
+        shape = tuple(grad.shape)
+        before = self.memories.get((name, rank)) or zeros(codec.memory(shape))
+        key = draws.key(self.topology.seed, "codec", name, step, rank)
+        payload, self.memories[name, rank] = codec.encode(grad, before, key)
+        return codec.decode(payload, before, shape, key)
 
     def _accumulate(self, rows: Rows, counted: int, step: int, rank: int) -> float:
         self.model.zero_grad(set_to_none=True)

@@ -1,9 +1,9 @@
-"""Integers of 2 or 4 bits in small blocks, rounded stochastically: unbiased, no memory.
+"""Integers of 2, 4 or 8 bits in small blocks, rounded stochastically: unbiased, no memory.
 
 Each block of the flattened gradient (64 elements) is divided by a step that takes its largest
-magnitude to the largest code (7, or 1 with 2 bits) and rounded up or down with the probability
-that makes the expectation exact. Steps travel in 16 bits, the upper half of a float32, rounded
-up so that no code overflows: rounding down would clip, and clipping is bias.
+magnitude to the largest code (7; 1 with 2 bits, 127 with 8) and rounded up or down with the
+probability that makes the expectation exact. Steps travel in 16 bits, the upper half of a float32,
+rounded up so that no code overflows: rounding down would clip, and clipping is bias.
 Rounding to nearest (`stochastic=False`) halves the error but is biased: give it feedback.
 
 4 bits in blocks of 64: 0.53 bytes an element. With a rotation (hadamard.py) the tail of the last
@@ -32,7 +32,7 @@ class Blocks:
     Raises ValueError for a rotation that is not a multiple of the block.
     """
 
-    bits: Literal[2, 4] = 4
+    bits: Literal[2, 4, 8] = 4
     block: int = 64  # elements that share a step
     stochastic: bool = True
     rotation: int = 0  # elements rotated together, a power of two; 0: none

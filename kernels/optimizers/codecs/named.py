@@ -4,6 +4,7 @@ Bytes are per element of a square matrix of side d, against 2 for a bfloat16 gra
 
 name            bytes up          memory per rank   unbiased
 dense           4                 -                 exact
+int8            1.03              -                 yes
 int4            0.53              -                 yes
 int4_rotated    0.53              -                 yes
 int4_feedback   0.53              1.016             follows the sum
@@ -63,6 +64,7 @@ def _fed_back(codec: Codec) -> Codec:
 
 _NAMED: dict[str, Callable[[int], Codec]] = {
     "dense": lambda rank: Dense(),
+    "int8": lambda rank: Blocks(bits=8),
     "int4": lambda rank: Blocks(),
     "int4_rotated": lambda rank: Blocks(rotation=64),
     "int4_feedback": lambda rank: _fed_back(Blocks(stochastic=False)),

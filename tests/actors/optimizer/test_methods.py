@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 
+from actors import stored
 from actors.optimizer import layout, updates
 from actors.optimizer.layout import group_of, state_layout, state_tensors
 from actors.optimizer.methods import METHODS
@@ -31,7 +32,7 @@ def kept(shape: tuple[int, ...], **settings: object) -> tuple[TensorSpec, ...]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_layout_declares_what_the_kernels_declare(shape: tuple[int, ...]):
-    assert layout.SMALLEST_QUANTISED == state.SMALLEST_QUANTISED
+    assert stored.SMALLEST_QUANTISED == state.SMALLEST_QUANTISED
     for kind in ("linear", "dynamic"):
         for block in (0, 100):
             for beta2 in (0.0, 0.9):
@@ -102,6 +103,6 @@ def test_every_kind_has_a_layout_and_a_method():
     kinds = set(get_args(OptimizerGroup.__annotations__["kind"]))
     assert set(METHODS) == set(layout.KINDS) == kinds
     norm = Parameter("norm.weight", (32,), "dense", "dense")
-    assert prod(norm.shape) < layout.SMALLEST_QUANTISED
+    assert prod(norm.shape) < stored.SMALLEST_QUANTISED
     group = group_of(tiny("optimizer.dense.kind=adamw8bit").optimizer, norm)
     assert {spec.dtype for spec in layout.KINDS[group.kind](group, norm)} == {"float32"}

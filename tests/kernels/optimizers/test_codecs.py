@@ -104,7 +104,7 @@ def test_bytes_are_what_the_table_says(name, bound):
 
 
 def test_unknown_names_and_missing_ranks_are_refused():
-    with pytest.raises(ValueError, match="codec must be one of dense, int4"):
+    with pytest.raises(ValueError, match="codec must be one of dense, int8, int4"):
         named("zip")
     with pytest.raises(ValueError, match="needs a rank of at least 1"):
         named("power_int4")
