@@ -151,7 +151,7 @@ class SimTrainer(Trainer):
             value = sums.contribution(step, self._rank, number, batch, self._table.weights[name])
             gradient = np.full(parameter.shape, value, np.float32)
             if self._slots is None:
-                self._gradients[name] = gradient
+                self._gradients[name] = (gradient,)
             else:
                 life.later(0.0, self._write, name, gradient)
             self._perform(self.rounds.gradient(name))
