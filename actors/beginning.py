@@ -193,9 +193,13 @@ def _differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> 
 
 
 def _check_data(topology: Topology, source: str) -> None:
-    """Raise `TopologyError` when the data of a run is not there."""
+    """Raise `TopologyError` when the data of a run, or what it compares with, is not there."""
     from actors.data import checks
+    from actors.reference import reference_problem
 
     problems = checks.check(topology)
+    if topology.train.filter_reference:
+        why = reference_problem(topology.train.filter_reference, topology.data.tokenizer)
+        problems = [*problems, *([f"train.filter_reference: {why}"] if why else [])]
     if problems:
         raise TopologyError(f"{source}: " + "; ".join(problems))

@@ -19,6 +19,7 @@ from actors.codec_memory import CodecMemory
 from actors.gradient_slots import GradientSlots
 from actors.outbox import Outbox
 from actors.parameters import parameters, partition
+from actors.reference import load_reference
 from actors.replica import Replica, read_codes
 from actors.snapshots import SnapshotCollector
 from actors.topology import Topology
@@ -83,7 +84,9 @@ class Trainer:
         self._owner = {p.name: k for k, shard in enumerate(owned) for p in shard}
         self.rounds = TrainerRounds(self._owner, topology.steps)
         self.replica = Replica(topology.model, device)
-        self.replica.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
+        self.replica.model.train_as(
+            TrainConfig.of(msgspec.to_builtins(topology.train)), load_reference(topology, device)
+        )
         self._uplink = Uplink(topology, rank, memory, device)
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(

@@ -15,6 +15,7 @@ STEPS = 4
 # One of each kind of technique at once.
 EVERYTHING = (
     "train.precision=nvfp4",
+    "train.filter=loss",
     "model.streams=2",
     "model.predict_tokens=2",
     "optimizer.matrices.kind=muon8bit",
@@ -86,6 +87,10 @@ def test_trainers_and_shards_equal_a_plain_loop_bit_for_bit(trainers: int, shard
             "train.precision_high_layers=[1]",
         ),
         ("train.precision=fp4_dge", "model.ternary=false"),
+        ("train.filter=loss", "train.filter_keep=0.5", "model.predict_tokens=2"),
+        ("train.filter=loss", "model.activation_checkpointing=true", "model.streams=2"),
+        ("train.filter=loss", "train.filter_backward=masked"),
+        ("train.filter=loss", "train.filter_backward=loss_only", "train.precision=fp8"),
     ],
     ids=lambda overrides: overrides[0],
 )
