@@ -108,13 +108,13 @@ def drawn(setting: Setting) -> list[Fault]:
     """The faults of that setting's seed, in order of time."""
     chance = random.Random(f"faults {setting.seed}")  # noqa: S311 - replayed by its seed
     count = chance.randint(1, MOST)
-    targets = _targets(setting)
+    targets, talkers = _targets(setting), _talkers(setting)
     deaths: dict[str, int] = {}
     found: list[Fault] = []
     launches = 0
     kinds = list(_WEIGHTS)
     for kind in chance.choices(kinds, [_WEIGHTS[k] for k in kinds], k=count):
-        target = chance.choice(targets)
+        target = chance.choice(talkers if kind in ("cut", "stall") else targets)
         at = round(chance.uniform(0.0, setting.calm_s()), 3)
         if kind in ("stop", "host"):  # late enough for a checkpoint to resume from
             at = round(setting.calm_s() * chance.uniform(0.5, 1.0), 3)
@@ -143,6 +143,17 @@ def _targets(setting: Setting) -> list[str]:
     rollouts = [f"rollout/{i}" for i in range(setting.rollouts)]
     once = [*trainers, *workers, *remote, *rollouts, "recorder"]
     return [*shards * 4, *trainers, *["loader"] * 5, *["supervisor"] * 2, *once]
+
+
+def _talkers(setting: Setting) -> list[str]:
+    """Whose connections break: those who dial, most of all those whom others wait for."""
+    shards = [f"optimizer_shard/{k}" for k in range(1, setting.shards)]
+    trainers = [f"trainer/{rank}" for rank in range(setting.ranks)]
+    workers = [f"data_worker/{i}" for i in range(setting.fast + setting.slow)]
+    remote = [f"data_worker/far-{i}" for i in range(setting.remote)]
+    rollouts = [f"rollout/{i}" for i in range(setting.rollouts)]
+    once = [*workers, *rollouts, "loader", "optimizer_shard/0", "recorder"]
+    return [*shards * 2, *trainers * 2, *remote * 2, *once]
 
 
 def _one(chance: random.Random, kind: Kind, target: str, at: float, setting: Setting) -> Fault:

@@ -101,6 +101,7 @@ class _Ledger:
         """See `Ledger.commit`."""
         self._life.op()
         self._ledger.commit(composition, shape, forget_before=forget_before)
+        self._life.world.truth.wrote(self._life.incarnation)
         world = self._life.world
         for refusal in composition.refused:
             world.truth.left_out(refusal.key[1])
@@ -112,12 +113,14 @@ class _Ledger:
         """See `Ledger.respool`."""
         self._life.op()
         self._ledger.respool(step, packed, shape)
+        self._life.world.truth.wrote(self._life.incarnation)
         self._life.op()
 
     def truncate(self, step: int, sample: int, kind: str, detail: str) -> None:
         """See `Ledger.truncate`."""
         self._life.op()
         self._ledger.truncate(step, sample, kind, detail)
+        self._life.world.truth.wrote(self._life.incarnation)
         self._life.world.truth.left_out(sample)
         self._life.world.truth.composed_anew(step)
         self._life.op()
@@ -126,6 +129,7 @@ class _Ledger:
         """See `Ledger.quarantine`."""
         self._life.op()
         self._ledger.quarantine(sample, reason, deaths)
+        self._life.world.truth.wrote(self._life.incarnation)
         self._life.world.truth.left_out(sample)
         self._life.op()
 
@@ -184,6 +188,7 @@ class SimLoader(Loader):
         wanted, data = self._topology, self._topology.data
         world, seat = self._life.world, self._seat
         ledger.bind_to(facts_of(wanted, _TOKENIZER))
+        world.truth.opened(seat.incarnation)
         shape, samples = shape_of(wanted), np.arange(world.setting.samples)
 
         def feed(recorded: Recorded) -> Feed:
@@ -209,9 +214,7 @@ class SimLoader(Loader):
         corpus = self._corpus = cast("Any", _Corpus())
         self._tokenizer = _TOKENIZER
         log = self._mailbox.log
-        self._crew = Crew(
-            table, corpus, terms, self._mailbox.send, lambda event, why: log.warning(event, why=why)
-        )
+        self._crew = Crew(table, corpus, terms, self._mailbox.send, log)
         self._batches = Batches(cast("Any", _Ledger(ledger, self._life)), shape, feed)
         world.disk.ledger_opened(self._batches.feed.next_step - 1)
         self._quarantined = ledger.count_quarantined()

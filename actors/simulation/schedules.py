@@ -27,6 +27,7 @@ class Verdict:
     """How a schedule ended."""
 
     seed: int
+    numbers: tuple[int, ...]  # which of the seed's faults happened
     faults: list[Fault]
     violation: Violation | None
     ends: list[str]
@@ -35,17 +36,25 @@ class Verdict:
     checks: int
     story: list[str] = field(default_factory=list[str])
 
+    def replay(self) -> str:
+        """The command that shows it again."""
+        numbers = ",".join(map(str, self.numbers))
+        return f"python run.py simulate --seed {self.seed} --only {numbers or '-1'} --story"
+
 
 def run(
     seed: int,
     *,
+    only: Sequence[int] | None = None,
     faults: Sequence[Fault] | None = None,
     setting: Setting | None = None,
     story: bool = False,
 ) -> Verdict:
-    """Run the schedule of that seed, or the same run with other faults."""
+    """Run the schedule of that seed: with `only` those of its faults, by number, or with others."""
     setting = setting or Setting.drawn(seed)
-    chosen = list(trouble.drawn(setting) if faults is None else faults)
+    drawn = list(trouble.drawn(setting) if faults is None else faults)
+    numbers = tuple(n for n in range(len(drawn)) if only is None or n in only)
+    chosen = [drawn[n] for n in numbers]
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a fresh directory
     directory = Path(tempfile.mkdtemp(prefix="trireme-simulated-", dir=where))
     world = World(setting, directory, story=story)
@@ -66,6 +75,7 @@ def run(
         shutil.rmtree(directory, ignore_errors=True)
     return Verdict(
         seed,
+        numbers,
         chosen,
         violation,
         world.ends,
@@ -166,17 +176,17 @@ def _give_up_tcp(world: World, life: Life, back_s: float) -> None:
         world.wire.cut(link.dealer, "remote", back_s)
 
 
-def shrunk(verdict: Verdict) -> Verdict:
-    """The same violation with as few faults as this can find: first halves, then single faults
-    are left out, as long as it is still violated.
+def shrunk(verdict: Verdict, *, story: bool = False) -> Verdict:
+    """The same violation with as few of the seed's faults as this can find: first halves, then
+    single faults are left out, as long as it is still violated.
     """
     assert verdict.violation is not None
     best, size = verdict, max(1, len(verdict.faults) // 2)
     while True:
         smaller = None
-        for start in range(0, len(best.faults), size):
-            fewer = best.faults[:start] + best.faults[start + size :]
-            found = run(verdict.seed, faults=fewer)
+        for start in range(0, len(best.numbers), size):
+            fewer = best.numbers[:start] + best.numbers[start + size :]
+            found = run(verdict.seed, only=fewer, story=story)
             if found.violation is not None and found.violation.what == verdict.violation.what:
                 smaller = found
                 break

@@ -3,6 +3,7 @@
 one commit a step              each shard's committed step grows by one, and never goes back
 contributions counted once     weights after step s are the sums foreseen for s, element by element
 spans delivered once           documents are composed without gap or overlap, in order if strict
+one writer of the ledger       whoever opened it last; nobody else's rows get in
 no lease owned twice           a lease's number is given out once; the lease table agrees
 no zombie heard                nobody believes a life after having been told of a later one
 restarts rationed              no life begins before its wait is over, or once too often
@@ -53,6 +54,7 @@ class Truth:
         self._weights: dict[tuple[str, int], int] = {}  # (param, version): every element
         self._batches: dict[tuple[int, int], int] = {}
         self._committed: dict[int, int] = defaultdict(int)  # by shard
+        self._writer = 0  # which life of the loader opened the ledger last
         self._composed = 0
         self._upto: dict[Key, int] = {}
         self._turn: dict[int, int] = {}
@@ -93,6 +95,15 @@ class Truth:
             at += span.length
         whole = self._setting.ranks * self._setting.rows * row_tokens
         self.require(at == whole, what, f"step {step} has {at} tokens, not {whole}")
+
+    def opened(self, incarnation: int) -> None:
+        """A loader has taken the ledger over."""
+        self._writer = max(self._writer, incarnation)
+
+    def wrote(self, incarnation: int) -> None:
+        """A loader has written into the ledger."""
+        detail = f"loader#{incarnation} after loader#{self._writer} had taken over"
+        self.require(incarnation == self._writer, "one writer of the ledger", detail)
 
     def _begins(self, key: Key) -> None:
         """A document's first token is delivered: in strict order, it is its turn."""

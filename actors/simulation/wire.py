@@ -198,8 +198,8 @@ class Wire:
             link.down_at = max(link.down_at, self._world.timeline.now() + s)
 
     def channels(self, life: "Life") -> list[str]:
-        """What this process is connected to."""
-        return list(self._links.get(life, {}))
+        """What this process is connected to, where anything is said."""
+        return [name for name in self._links.get(life, {}) if name != "telemetry"]
 
     def links_to(self, life: "Life", name: str) -> list[Link]:
         """Connections others have to this process."""

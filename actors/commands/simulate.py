@@ -1,0 +1,82 @@
+"""`run.py simulate`: the actors' rules under simulated trouble, thousands of schedules a minute.
+
+Every seed is one small run with its own size, delays and faults; the same seed is always the same
+run. What must never happen is looked for after every event (see actors/simulation/truth.py). A
+schedule that fails is cut down to the faults it needs, and shown with the command that replays it.
+"""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from protocol.clock import MonotonicClock
+
+if TYPE_CHECKING:
+    from actors.simulation.schedules import Verdict
+
+
+@click.command()
+@click.option("--seed", default=0, show_default=True, help="The first schedule.")
+@click.option("--schedules", default=200, show_default=True, help="How many.")
+@click.option("--only", default="", metavar="N,N", help="Of its faults, only those numbers.")
+@click.option("--story", is_flag=True, help="Everything that happened; for one schedule.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def simulate(seed: int, schedules: int, only: str, story: bool, as_json: bool) -> None:
+    """Run the actors' rules under simulated trouble. Exits with 1 when a rule is broken."""
+    from actors.simulation.schedules import run, shrunk
+
+    clock = MonotonicClock()
+    began, events, verdict = clock.now(), 0, None
+    count = 1 if story or only else schedules
+    done = 0
+    for number in range(seed, seed + count):
+        verdict = run(number, only=_numbers(only), story=story)
+        events += verdict.events
+        done += 1
+        if verdict.violation is not None:
+            break
+    assert verdict is not None
+    took_s = clock.now() - began
+    if verdict.violation is not None and not only:
+        verdict = shrunk(verdict, story=story)
+    if as_json:
+        click.echo(json.dumps({"schedules": done, "events": events, **document(verdict)}, indent=1))
+    else:
+        _show(verdict, story=story)
+        click.echo(f"{done} schedules, {events} events in {took_s:.1f} s")
+    if verdict.violation is not None:
+        sys.exit(1)
+
+
+def document(verdict: "Verdict") -> dict[str, Any]:
+    """What `--json` says about the last schedule."""
+    return {
+        "seed": verdict.seed,
+        "violation": None if verdict.violation is None else str(verdict.violation),
+        "faults": [str(fault).strip() for fault in verdict.faults],
+        "ends": verdict.ends,
+        "replay": verdict.replay(),
+        "story": verdict.story,
+    }
+
+
+def _show(verdict: "Verdict", *, story: bool) -> None:
+    if story:
+        click.echo("\n".join(verdict.story))
+    if verdict.violation is None:
+        return
+    click.echo(f"seed {verdict.seed}: {verdict.violation}")
+    for fault in verdict.faults:
+        click.echo(f"  {fault}")
+    click.echo(f"replay: {verdict.replay()}")
+
+
+def _numbers(text: str) -> tuple[int, ...] | None:
+    if not text:
+        return None
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter("expected numbers, as in 0,3,4", param_hint="--only") from error
