@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.model.config import ModelConfig
+from kernels.model.gathering import Sink, leaf
 from kernels.model.hyper_connections import HyperConnection
 from kernels.optimizers import draws
 from kernels.precision.low_precision import low_precision_project
@@ -37,6 +38,7 @@ class TernaryLinear(nn.Module):
             None  # how to multiply; None: 8-bit activations, all else exact
         )
         self.label = ""  # its name in the model, which its random draws depend on
+        self.sink: Sink | None = None  # where dW goes instead of to `weight.grad`
         self.mode: Mode = mode
         if mode == "master":
             self.weight = nn.Parameter(torch.zeros(outputs, inputs))
@@ -83,6 +85,7 @@ class DenseLinear(nn.Module):
         super().__init__()
         self.recipe: Recipe | None = None
         self.label = ""
+        self.sink: Sink | None = None
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
 
     def forward(self, x: Tensor, call: "Call | None" = None) -> Tensor:
@@ -112,7 +115,7 @@ def _project(
     """`known` are results computed before."""
     ternary = [layer for layer in layers if isinstance(layer, TernaryLinear)]
     weights = [t.ternary for t in ternary]
-    recipe, leaves = layers[0].recipe, [layer.weight for layer in layers]
+    recipe, leaves = layers[0].recipe, [leaf(layer) for layer in layers]
     if recipe is None and ternary:
         return ternary_project(x, leaves, weights, known)
     if recipe is None and (call is None or call.filtering is None):

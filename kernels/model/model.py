@@ -3,13 +3,14 @@
 Parameter names, shapes and order are those of `actors/parameters.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.model.config import ModelConfig, TrainConfig
+from kernels.model.gathering import Sink
 from kernels.model.hyper_connections import StreamsHead
 from kernels.model.initialise import init_parameter
 from kernels.model.layers import (
@@ -62,9 +63,11 @@ class LoopLM(nn.Module):
         self.train_config = TrainConfig()
         self._reference: tuple[LoopLM | None] = (None,)  # in a tuple it is no part of this model
         self._ternary: dict[str, TernaryLinear] = {}
+        self._linear: dict[str, TernaryLinear | DenseLinear] = {}
         for name, module in self.named_modules():
             if isinstance(module, TernaryLinear | DenseLinear):
                 module.label = name
+                self._linear[f"{name}.weight"] = module
             if isinstance(module, TernaryLinear):
                 self._ternary[f"{name}.weight"] = module
         cos, sin = rotary_tables(torch.arange(config.seq_len), config.head_dim, config.rope_base)
@@ -87,6 +90,18 @@ class LoopLM(nn.Module):
     def ternary_layers(self) -> dict[str, TernaryLinear]:
         """The ternary layers by the name of their parameter, in order."""
         return self._ternary
+
+    def hand_over(self, sinks: Mapping[str, Sink]) -> None:
+        """From the next forward pass on, gradients of linear maps go to `sinks`, by the name of
+        their parameter, use by use; those of all others to `.grad` as ever.
+
+        Raises `KeyError` for what is no linear map.
+        """
+        for name, layer in self._linear.items():
+            layer.sink = sinks.get(name)
+        foreign = sinks.keys() - self._linear.keys()
+        if foreign:
+            raise KeyError(f"{sorted(foreign)[0]} is no linear map")
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
