@@ -28,6 +28,7 @@ from actors.data.sources import list_corpus
 from actors.data.stages import STAGES, Options, SampleProblem, State, stage_names
 from actors.optimizer.layout import group_of
 from actors.parameters import parameters
+from actors.reference import load_reference
 from actors.topology import OptimizerGroup, Topology
 from actors.trainer.step import noise_key
 from kernels.model.config import ModelConfig, TrainConfig
@@ -58,7 +59,9 @@ class PlainLoop:
         self.topology = topology
         config = ModelConfig.of(msgspec.to_builtins(topology.model))
         self.model = LoopLM(config, "master")
-        self.model.train_as(TrainConfig.of(msgspec.to_builtins(topology.train)))
+        self.model.train_as(
+            TrainConfig.of(msgspec.to_builtins(topology.train)), load_reference(topology, "cpu")
+        )
         self.model.initialise(topology.seed)
         self.state: dict[str, dict[str, Tensor]] = {}
         self.memories: dict[tuple[str, int], Mapping[str, Tensor]] = {}  # of (parameter, rank)

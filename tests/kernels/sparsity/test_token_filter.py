@@ -68,7 +68,7 @@ def test_kept_rows_over_all_keys_have_the_values_and_gradients_of_the_detached(
     B, S, H, D = 3, 13, 2, 6
     kept = select(normal(B, S, seed=1), count)
     inputs = [normal(B, S, H, D, seed=2 + i).requires_grad_() for i in range(3)]
-    wanted = reference(*inputs, kept)
+    wanted = reference(inputs[0], inputs[1], inputs[2], kept)
     dy = normal(*wanted.shape, seed=9)
     wanted_grads = torch.autograd.grad(wanted, inputs, dy)
 
