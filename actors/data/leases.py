@@ -2,110 +2,26 @@
 
 A sample is leased to one worker at a time. A worker holds a few leases (its credit) and works on
 them in the order they were granted, so only the oldest one's clock runs, and only the oldest one
-is blamed when the worker dies. Two queues: new samples, and samples that fast workers handed over
-at a stage boundary, which slow workers resume from the stage reached.
+is blamed when the worker dies. Two queues: new samples, and slow ones: those expected to be slow,
+and those that fast workers handed over at a stage boundary, resumed from the stage reached. Slow
+workers see to the second queue first, fast ones to the first; whoever has nothing to do helps.
+
+A sample may be parked: its worker waits for something on its behalf and works on others. If that
+worker dies, any of those it had begun may be to blame: none is, yet, but each of them is tried
+again alone, and then nobody else can have been at fault.
 
 Results are judged by what they are about: the first one for a sample counts, later ones are
 dropped and counted. A sample is therefore finished exactly once, whatever died, expired or was
 said twice.
 """
 
-import heapq
-from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections import Counter
 
 from actors.data.ordering import Key
+from actors.data.works import Grant, Hungry, Poisoned, Queue, Work, Worker
 from protocol.messages import Pool
 
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Tell `worker` that this sample is its own."""
-
-    worker: str
-    lease: int
-    key: Key
-    attempt: int
-    stage: int  # first one still to be done
-    state: bytes  # what the stages before it made
-
-
-@dataclass(frozen=True, slots=True)
-class Poisoned:
-    """This sample has ended (or outlasted the patience of) too many workers: leave it out."""
-
-    key: Key
-    deaths: int
-    reason: str
-
-
-@dataclass(slots=True)
-class Work:
-    """A sample somebody wants."""
-
-    key: Key
-    order: int  # smaller ones first
-    stage: int = 0
-    state: bytes = b""
-    attempt: int = 0
-    lease: int = -1  # the current one; -1: queued
-    past: list[int] = field(default_factory=list[int])  # leases that ended without a result
-
-
-@dataclass(slots=True)
-class Worker:
-    """One life of one worker."""
-
-    name: str
-    incarnation: int
-    pool: Pool
-    shares_files: bool
-    heard: float
-    wants: int = 0  # leases it has room for beyond those it holds
-    held: deque[int] = field(default_factory=deque[int])  # oldest first
-    head_since: float = 0.0
-    newest: int = -1  # of all leases it ever got
-
-
-class Queue:
-    """Works by order. Entries whose work has moved on are skipped."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, Key]] = []
-        self._keys: set[Key] = set()
-
-    def push(self, work: Work) -> None:
-        """Queue `work`, once."""
-        if work.key not in self._keys:
-            self._keys.add(work.key)
-            heapq.heappush(self._heap, (work.order, work.key))
-
-    def pop(self) -> Key | None:
-        """The first in order."""
-        while self._heap:
-            _, key = heapq.heappop(self._heap)
-            if key in self._keys:
-                self._keys.remove(key)
-                return key
-        return None
-
-    def discard(self, key: Key) -> None:
-        """Whoever it was, it is no longer queued."""
-        self._keys.discard(key)
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._keys
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def _drop_held(worker: Worker, lease: int, now: float) -> None:
-    """`worker` no longer holds `lease`; the next one's time starts now."""
-    if lease in worker.held:
-        if worker.held[0] == lease:
-            worker.head_since = now
-        worker.held.remove(lease)
+__all__ = ["Grant", "LeaseTable", "Poisoned", "Work", "Worker"]
 
 
 class LeaseTable:
@@ -125,22 +41,36 @@ class LeaseTable:
         self.workers: dict[str, Worker] = {}
         self.fast = Queue()
         self.slow = Queue()
+        self._suspects = Queue()
+        self._reserved = ""  # a worker for them, one at a time: it gets nothing else
+        self._hungry: dict[Pool, Hungry] = {"fast": Hungry(), "slow": Hungry()}
+        self._members: Counter[Pool] = Counter()
+        self._leased = 0
         self.late = 0  # results nobody waited for any more
 
     # --- what is wanted ---------------------------------------------------------------------------
 
-    def add(self, key: Key, order: int) -> None:
-        """Somebody wants this sample; asking for it again may move it forward."""
+    def add(self, key: Key, order: int, *, slow: bool = False) -> None:
+        """Somebody wants this sample; asking for it again may move it forward.
+
+        `slow`: it is expected to be, so slow workers are the ones to begin it.
+        """
         work = self._works.get(key)
         if work is None:
-            work = self._works[key] = Work(key, order)
-            self.fast.push(work)
+            work = self._works[key] = Work(key, order, is_slow=slow)
+            self._queue_of(work).push(work)
         elif order < work.order:
             work.order = order
-            for queue in (self.fast, self.slow):
-                if key in queue:
-                    queue.discard(key)
-                    queue.push(work)
+            queue = self._queue_of(work)
+            if key in queue:
+                queue.discard(key)
+                queue.push(work)
+
+    def _queue_of(self, work: Work) -> Queue:
+        """Where it waits, when it does."""
+        if work.is_suspect:
+            return self._suspects
+        return self.slow if work.stage or work.is_slow else self.fast
 
     def forget_all(self, now: float) -> None:
         """Nobody wants anything any more."""
@@ -152,12 +82,13 @@ class LeaseTable:
         work = self._works.pop(key, None)
         if work is None:
             return
-        self.fast.discard(key)
-        self.slow.discard(key)
+        self._queue_of(work).discard(key)
         for lease in (work.lease, *work.past):
             self._leases.pop(lease, None)
         if work.lease >= 0:
-            self._take_from_holder(work.lease, now)
+            self._leased -= 1
+            if work.holder in self.workers:
+                self.workers[work.holder].drop(work.lease, now)
 
     def unfinished(self) -> int:
         """Samples wanted and not finished."""
@@ -166,7 +97,7 @@ class LeaseTable:
     @property
     def leased(self) -> int:
         """Leases out."""
-        return sum(len(worker.held) for worker in self.workers.values())
+        return self._leased
 
     @property
     def remote_workers(self) -> int:
@@ -187,7 +118,9 @@ class LeaseTable:
                 return []
             blame = "" if old.incarnation == incarnation else "was replaced"
             poisoned = self.leave(name, blame=blame, now=now)
-        self.workers[name] = Worker(name, incarnation, pool, shares_files, heard=now)
+        worker = Worker(name, incarnation, pool, shares_files, heard=now, limit=self._limit)
+        self.workers[name] = worker
+        self._members[pool] += 1
         return poisoned
 
     def request(self, name: str, credit: int, now: float) -> bool:
@@ -196,8 +129,29 @@ class LeaseTable:
         if worker is None:
             return False
         worker.heard = now
-        worker.wants = max(0, min(credit, self._limit - len(worker.held)))
+        self._feed(worker, credit)
         return True
+
+    def allow(self, name: str, limit: int) -> None:
+        """`name` may hold so many, and wants them: for workers that do not ask for themselves."""
+        worker = self.workers[name]
+        worker.limit = limit
+        self._feed(worker, limit)
+
+    def assign(self, name: str, pool: Pool) -> None:
+        """From now on `name` is one of that pool. What it has it keeps."""
+        worker = self.workers[name]
+        self._members[worker.pool] -= 1
+        self._members[pool] += 1
+        worker.pool = pool
+        self._hungry[pool].note(worker)
+
+    def _feed(self, worker: Worker, credit: int) -> None:
+        """`worker` wants `credit` more, as far as it may hold them."""
+        if worker.name == self._reserved:
+            credit = 0
+        worker.wants = max(0, min(credit, worker.limit - len(worker.held)))
+        self._hungry[worker.pool].note(worker)
 
     def leave(self, name: str, *, blame: str, now: float) -> list[Poisoned]:
         """`name` is gone; what it held is free at once. The sample it worked on is blamed with
@@ -205,12 +159,22 @@ class LeaseTable:
         worker = self.workers.pop(name, None)
         if worker is None:
             return []
+        self._members[worker.pool] -= 1
+        self._reserved = "" if name == self._reserved else self._reserved
+        begun = {*list(worker.held)[:1], *worker.parked} if blame else set[int]()
         poisoned: list[Poisoned] = []
-        head = worker.held[0] if worker.held else -1
-        for lease in worker.held:
-            why = f"{name} {blame}" if blame and lease == head else ""
-            poisoned += self._free(lease, why, now)
+        for lease in (*worker.held, *worker.parked):
+            if lease in begun and len(begun) > 1:
+                self._suspect(lease, now)
+            else:
+                poisoned += self._free(lease, f"{name} {blame}" if lease in begun else "", now)
         return poisoned
+
+    def _suspect(self, lease: int, now: float) -> None:
+        key = self._leases.get(lease)
+        if key is not None:
+            self._works[key].is_suspect = True
+            self._free(lease, "", now)
 
     def silent(self, silence_s: float, now: float) -> list[str]:
         """Workers of other hosts unheard for longer than that. The supervisor watches our own."""
@@ -221,6 +185,24 @@ class LeaseTable:
         ]
 
     # --- what workers say -------------------------------------------------------------------------
+
+    def at_work(self, name: str, lease: int, since: float) -> None:
+        """`name` is known to work on this lease of its own, out of turn maybe: what it had before
+        is done, and word of that on the way."""
+        worker = self.workers.get(name)
+        if worker is not None and lease in worker.held:
+            worker.held.remove(lease)
+            worker.held.appendleft(lease)
+            worker.head_since = since
+
+    def park(self, name: str, lease: int, now: float) -> None:
+        """`name` waits on behalf of this sample, and has room for another."""
+        worker = self.workers.get(name)
+        if worker is None or lease not in worker.held:
+            return
+        worker.drop(lease, now)
+        worker.parked[lease] = now
+        self._feed(worker, worker.wants + 1)
 
     def finished(self, name: str, lease: int, now: float) -> Key | None:
         """A result under `lease`: the sample it settles, or None when that has been settled."""
@@ -242,8 +224,9 @@ class LeaseTable:
             self._free(lease, "", now)
             return False
         del self._leases[lease]
+        self._leased -= 1
         work.lease, work.stage, work.state = -1, stage, state
-        self.slow.push(work)
+        self._queue_of(work).push(work)
         return True
 
     def _settle(self, name: str, lease: int, now: float) -> Key | None:
@@ -251,8 +234,13 @@ class LeaseTable:
         worker = self.workers.get(name)
         if worker is not None:
             worker.heard = now
-            _drop_held(worker, lease, now)
-            worker.wants = min(worker.wants + 1, self._limit - len(worker.held))
+            was_parked = lease in worker.parked  # its place was given away when it was parked
+            worker.drop(lease, now)
+            if name == self._reserved and worker.is_idle and not self._suspects:
+                self._reserved = ""
+                self._feed(worker, worker.limit)
+            else:
+                self._feed(worker, worker.wants + (not was_parked))
         key = self._leases.get(lease)
         if key is None:
             self.late += 1
@@ -265,13 +253,19 @@ class LeaseTable:
         speak: whoever hangs on one sample would hang on to the next ones."""
         poisoned: list[Poisoned] = []
         for worker in self.workers.values():
-            if not worker.held or now - worker.head_since <= self._lease_s:
+            late = [lease for lease, since in worker.parked.items() if now - since > self._lease_s]
+            if worker.held and now - worker.head_since > self._lease_s:
+                late.append(worker.held[0])
+            if not late:
                 continue
-            head, *rest = worker.held
+            rest = [lease for lease in (*worker.held, *worker.parked) if lease not in late]
             worker.held.clear()
+            worker.parked.clear()
             worker.wants = 0
+            self._reserved = "" if worker.name == self._reserved else self._reserved
             why = f"{worker.name} was not done after {self._lease_s:g} s"
-            poisoned += self._free(head, why, now)
+            for lease in late:
+                poisoned += self._free(lease, why, now)
             for lease in rest:
                 self._free(lease, "", now)
         return poisoned
@@ -279,46 +273,77 @@ class LeaseTable:
     def next_due(self) -> float | None:
         """When the next lease expires, unless something happens before."""
         starts = [worker.head_since for worker in self.workers.values() if worker.held]
+        starts += [since for worker in self.workers.values() for since in worker.parked.values()]
         return min(starts) + self._lease_s if starts else None
 
     def grants(self, now: float) -> list[Grant]:
         """Leases to give out now, the most urgent sample first: to whoever holds fewest, and among
         those to whoever was served longest ago."""
-        made: list[Grant] = []
+        made = self._try_suspect(now)
         while self.fast or self.slow:
-            served = False
-            hungry = [worker for worker in self.workers.values() if worker.wants > 0]
-            for worker in sorted(hungry, key=lambda worker: (len(worker.held), worker.newest)):
+            for worker in sorted(
+                self._first(), key=lambda worker: (len(worker.held), worker.newest)
+            ):
                 key = self._pick(worker)
                 if key is not None:
                     made.append(self._grant(worker, self._works[key], now))
-                    served = True
-            if not served:
+                    break
+            else:
                 break
         return made
 
+    def _first(self) -> list[Worker]:
+        """Of each pool, who is served next."""
+        found = [hungry.first(self.workers, pool) for pool, hungry in self._hungry.items()]
+        return [worker for worker in found if worker is not None]
+
+    def _try_suspect(self, now: float) -> list[Grant]:
+        """A worker with nothing else, for a sample that may have ended another."""
+        if not self._suspects:
+            return []
+        if not self._reserved:
+            first = min(self._first(), key=lambda worker: len(worker.held), default=None)
+            if first is None:
+                return []
+            self._reserved = first.name
+            first.wants = 0
+        worker = self.workers[self._reserved]
+        key = self._suspects.pop() if worker.is_idle else None
+        return [] if key is None else [self._grant(worker, self._works[key], now)]
+
     def _pick(self, worker: Worker) -> Key | None:
-        """The next sample for this worker. Slow workers take new samples only while idle, so that
-        a hand-over never waits behind a queue of them; without slow workers fast ones do all."""
+        """The next sample for this worker, who holds no more than any other of its pool.
+
+        Slow workers hold next to nothing, so that a slow sample never waits behind a queue; new
+        ones they take only when there is no other. Fast workers take slow samples only when they
+        have nothing at all, and no slow worker has. Without slow workers fast ones do all.
+        """
         if worker.pool == "slow":
-            if self.slow:
-                return self.slow.pop()
-            return None if worker.held else self.fast.pop()
-        if self.slow and not any(other.pool == "slow" for other in self.workers.values()):
+            if len(worker.held) > 1:
+                return None
+            return self.slow.pop() if self.slow else self.fast.pop()
+        if self.slow and not self._members["slow"]:
             return self.slow.pop()
-        return self.fast.pop()
+        if self.fast or worker.held or self._is_slow_one_idle():
+            return self.fast.pop()
+        return self.slow.pop()
+
+    def _is_slow_one_idle(self) -> bool:
+        first = self._hungry["slow"].first(self.workers, "slow")
+        return first is not None and first.is_idle
 
     def _grant(self, worker: Worker, work: Work, now: float) -> Grant:
         lease = self._next_lease
         self._next_lease += 1
         self._leases[lease] = work.key
-        work.lease = lease
+        self._leased += 1
+        work.lease, work.holder = lease, worker.name
         work.attempt += 1
         if not worker.held:
             worker.head_since = now
         worker.held.append(lease)
         worker.newest = lease
-        worker.wants -= 1
+        self._feed(worker, worker.wants - 1)
         return Grant(worker.name, lease, work.key, work.attempt, work.stage, work.state)
 
     # --- the books --------------------------------------------------------------------------------
@@ -331,7 +356,8 @@ class LeaseTable:
         work = self._works[key]
         work.lease = -1
         work.past.append(lease)
-        (self.slow if work.stage else self.fast).push(work)
+        self._leased -= 1
+        self._queue_of(work).push(work)
         if not blame:
             return []
         sample = key[1]
@@ -344,22 +370,22 @@ class LeaseTable:
             self.forget(key, now)
         return [Poisoned(key, deaths, f"{deaths} workers; the last: {blame}") for key in wanted]
 
-    def _take_from_holder(self, lease: int, now: float) -> None:
-        """Nobody waits for this lease any more; its holder may still work on it."""
-        for worker in self.workers.values():
-            _drop_held(worker, lease, now)
-
     def check(self) -> None:
         """What holds after every event."""
-        held = [lease for worker in self.workers.values() for lease in worker.held]
-        assert len(held) == len(set(held)), "a lease with two holders"
+        out = [lease for w in self.workers.values() for lease in (*w.held, *w.parked)]
+        assert len(out) == len(set(out)) == self._leased, "a lease with two holders, or uncounted"
         for worker in self.workers.values():
-            assert 0 <= worker.wants <= self._limit - len(worker.held), f"{worker.name}'s credit"
+            assert 0 <= worker.wants <= max(0, worker.limit - len(worker.held)), (
+                f"{worker.name}'s credit"
+            )
+        queues = (self.fast, self.slow, self._suspects)
         for key, work in self._works.items():
-            places = (work.lease in held, key in self.fast, key in self.slow)
+            places = (work.lease in out, *(key in queue for queue in queues))
             assert sum(places) == 1, f"{key} is in {sum(places)} places at once"
-            assert work.stage == 0 or key not in self.fast, f"{key} would be started anew"
+            assert work.lease in out or key in self._queue_of(work), f"{key} in the wrong queue"
         current = {work.lease for work in self._works.values() if work.lease >= 0}
-        assert current == set(held), "a holder nobody waits for"
+        assert current == set(out), "a holder nobody waits for"
         known = {lease for work in self._works.values() for lease in (work.lease, *work.past)}
         assert set(self._leases) == known - {-1}, "a lease without a work"
+        members = Counter(worker.pool for worker in self.workers.values())
+        assert +self._members == members, "pools miscounted"

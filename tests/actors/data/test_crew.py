@@ -270,7 +270,7 @@ def test_a_worker_of_a_former_loader_is_taken_on_when_it_asks(crew: Crew, wire: 
     hear(crew, m.LeaseRequest(pool="slow", credit=2), sender="data_worker/5")
     assert crew.table.workers["data_worker/5"].pool == "slow"
     crew.lease(0.0)
-    assert len(wire.leases()) == 1
+    assert len(wire.leases()) == 2
 
 
 def test_farewells_free_what_was_held_and_deaths_of_older_lives_do_not(crew: Crew):

@@ -3,16 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from actors.data.leases import Grant, LeaseTable, Poisoned
 
@@ -199,7 +189,105 @@ def test_when_a_slow_worker_dies_the_stage_reached_is_kept(table: LeaseTable):
 def test_slow_workers_help_out_but_keep_a_place_free(table: LeaseTable):
     add(table, 0, 1, 2)
     enter(table, "slow", "slow")
-    assert samples(table.grants(0.0)) == [("slow", 0)]
+    assert samples(table.grants(0.0)) == [("slow", 0), ("slow", 1)]
+
+
+def test_fast_workers_help_out_when_there_is_nothing_new(table: LeaseTable):
+    table.add((0, 0), 0, slow=True)
+    table.add((0, 1), 1, slow=True)
+    table.add((0, 2), 2)
+    enter(table, "slow", "slow", credit=1)
+    enter(table, "fast")
+    grants = table.grants(0.0)
+    assert sorted(samples(grants)) == [("fast", 2), ("slow", 0)]
+    (new,) = (grant for grant in grants if grant.worker == "fast")
+    assert table.finished("fast", new.lease, 1.0) == (0, 2)
+    assert samples(table.grants(1.0)) == [("fast", 1)]
+
+
+def test_a_sample_expected_to_be_slow_begins_with_a_slow_worker(table: LeaseTable):
+    table.add((0, 0), 0, slow=True)
+    add(table, 1)
+    enter(table, "fast", credit=1)
+    enter(table, "slow", "slow", credit=1)
+    assert sorted(samples(table.grants(0.0))) == [("fast", 1), ("slow", 0)]
+
+
+def test_a_worker_may_change_its_pool(table: LeaseTable):
+    table.add((0, 0), 0, slow=True)
+    add(table, 1)
+    enter(table, "a", credit=1)
+    enter(table, "b", credit=1)
+    table.assign("b", "slow")
+    assert sorted(samples(table.grants(0.0))) == [("a", 1), ("b", 0)]
+
+
+def test_a_parked_sample_leaves_room_for_another(table: LeaseTable):
+    add(table, 0, 1, 2)
+    enter(table, "a", credit=1)
+    table.allow("a", 1)
+    (first,) = table.grants(0.0)
+    table.park("a", first.lease, 0.1)
+    (second,) = table.grants(0.1)
+    assert second.key == (0, 1)
+    assert table.finished("a", first.lease, 0.2) == (0, 0)
+    assert table.grants(0.2) == []
+    assert table.finished("a", second.lease, 0.3) == (0, 1)
+    assert samples(table.grants(0.3)) == [("a", 2)]
+
+
+def test_of_several_begun_samples_each_is_tried_alone_and_only_then_blamed(table: LeaseTable):
+    add(table, *range(6))
+    enter(table, "a")
+    for grant in table.grants(0.0)[:2]:
+        table.park("a", grant.lease, 0.0)
+    table.grants(0.0)
+    assert table.leave("a", blame="died", now=1.0) == []
+    deaths: list[Poisoned] = []
+    for _life in range(9):
+        enter(table, "b")
+        (grant,) = table.grants(1.0)
+        if grant.key != (0, 1):
+            assert table.finished("b", grant.lease, 1.0) == grant.key
+        else:
+            deaths += table.leave("b", blame="died", now=1.0)
+        if deaths:
+            break
+    assert [(item.key, item.deaths) for item in deaths] == [((0, 1), MAX_DEATHS)]
+    enter(table, "b")
+    rest = table.grants(2.0)
+    while rest:
+        for grant in rest:
+            table.finished("b", grant.lease, 2.0)
+        rest = table.grants(2.0)
+    assert table.unfinished() == 0
+
+
+def test_whoever_is_known_to_be_at_work_is_the_one_to_blame(table: LeaseTable):
+    add(table, *range(3))
+    enter(table, "a")
+    grants = table.grants(0.0)
+    table.at_work("a", grants[1].lease, 0.5)
+    for _ in range(MAX_DEATHS - 1):
+        assert table.leave("a", blame="died", now=1.0) == []
+        enter(table, "a")
+        grants = table.grants(1.0)
+        table.at_work("a", grants[1].lease, 1.0)
+    (poisoned,) = table.leave("a", blame="died", now=1.0)
+    assert poisoned.key == (0, 1)
+
+
+def test_a_wait_that_does_not_end_expires_too(table: LeaseTable):
+    add(table, 0, 1)
+    enter(table, "a")
+    grants = table.grants(0.0)
+    table.park("a", grants[0].lease, 5.0)
+    table.finished("a", grants[1].lease, 30.0)
+    assert table.next_due() == 5.0 + LEASE_S
+    assert table.expire(5.0 + LEASE_S) == []
+    assert table.leased == 1
+    table.expire(6.0 + LEASE_S)
+    assert table.leased == 0
 
 
 def test_without_slow_workers_fast_ones_finish_what_was_handed_over(table: LeaseTable):
@@ -237,90 +325,3 @@ def test_only_workers_of_other_hosts_can_fall_silent(table: LeaseTable):
     table.request("far/0", 1, 3.0)
     assert table.silent(5.0, 8.0) == []
     assert table.silent(5.0, 8.1) == ["far/0"]
-
-
-class Chaos(RuleBasedStateMachine):
-    """Workers join, die, finish, hand over, repeat themselves and fall asleep at random."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.life = 0
-        self.table = LeaseTable(lease_s=LEASE_S, limit=LIMIT, max_deaths=MAX_DEATHS)
-        self.wanted: set[tuple[int, int]] = set()
-        self.settled: set[tuple[int, int]] = set()
-        self.said: list[Grant] = []
-
-    @initialize()
-    def begin(self) -> None:
-        for sample in range(20):
-            self.table.add((sample % 2, sample // 2), sample)
-            self.wanted.add((sample % 2, sample // 2))
-
-    def settle(self, key: tuple[int, int] | None) -> None:
-        if key is not None:
-            assert key not in self.settled, "finished twice"
-            self.settled.add(key)
-
-    @rule(name=st.sampled_from("abc"), pool=st.sampled_from(["fast", "slow"]))
-    def join(self, name: str, pool: str) -> None:
-        self.life += 1
-        chosen = "slow" if pool == "slow" else "fast"
-        for item in self.table.join(name, self.life, chosen, shares_files=True, now=self.now):
-            self.settle(item.key)
-
-    @rule(name=st.sampled_from("abc"), credit=st.integers(0, 5))
-    def request(self, name: str, credit: int) -> None:
-        self.table.request(name, credit, self.now)
-
-    @rule()
-    def grant(self) -> None:
-        grants = self.table.grants(self.now)
-        assert self.settled.isdisjoint(grant.key for grant in grants)
-        self.said += grants
-
-    @precondition(lambda self: self.said)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        grant = data.draw(st.sampled_from(self.said))
-        self.settle(self.table.finished(grant.worker, grant.lease, self.now))
-
-    @precondition(lambda self: self.said)
-    @rule(data=st.data(), stage=st.integers(0, 3))
-    def hand_over(self, data: st.DataObject, stage: int) -> None:
-        grant = data.draw(st.sampled_from(self.said))
-        self.table.handed_over(grant.worker, grant.lease, stage, b"x", self.now)
-
-    @rule(name=st.sampled_from("abc"), blame=st.sampled_from(["", "died"]))
-    def leave(self, name: str, blame: str) -> None:
-        for item in self.table.leave(name, blame=blame, now=self.now):
-            self.settle(item.key)
-
-    @rule(s=st.sampled_from([0.5, 20.0, 31.0]))
-    def wait(self, s: float) -> None:
-        self.now += s
-        for item in self.table.expire(self.now):
-            self.settle(item.key)
-
-    @invariant()
-    def books_balance(self) -> None:
-        self.table.check()
-        assert self.table.unfinished() == len(self.wanted - self.settled)
-
-    def teardown(self) -> None:
-        """Whatever happened, an honest worker finishes what is left."""
-        for name in list(self.table.workers):
-            for item in self.table.leave(name, blame="", now=self.now):
-                self.settle(item.key)
-        self.table.join("honest", self.life + 1, "fast", shares_files=True, now=self.now)
-        while self.table.unfinished():
-            self.table.request("honest", LIMIT, self.now)
-            for grant in self.table.grants(self.now):
-                self.settle(self.table.finished("honest", grant.lease, self.now))
-        assert self.settled == self.wanted
-
-
-def test_whatever_happens_every_sample_is_settled_exactly_once():
-    run_state_machine_as_test(
-        Chaos, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
-    )
