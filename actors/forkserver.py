@@ -285,8 +285,7 @@ def _play(request: Fork) -> int:
         except OSError:  # the machine has changed since the plan was made
             _note(f"none of the CPUs {sorted(seat.cpus)} may be used here; not pinned")
     if seat.nice:
-        with contextlib.suppress(PermissionError):  # only lowering is everyone's right
-            os.nice(seat.nice)
+        process.give_way(seat.nice)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(max(1, seat.threads))

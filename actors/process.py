@@ -107,6 +107,18 @@ def leads_session(pid: int) -> bool:
         return False
 
 
+def give_way(nice: int, autogroup: Path = Path("/proc/self/autogroup")) -> None:
+    """Let others of this host come first, by that much of niceness.
+
+    Where the kernel groups processes by session, niceness counts within the group only, and an
+    actor is a session: so the group gets the same.
+    """
+    with contextlib.suppress(PermissionError):  # only raising it is everyone's right
+        os.nice(nice)
+    with contextlib.suppress(OSError):  # a kernel without groups, or one that is asked too often
+        autogroup.write_text(str(os.nice(0)))
+
+
 def of_run(run_id: str) -> list[Identity]:
     """Every living process that carries this run's mark, this one included when it does."""
     mark = f"{RUN_MARK}={run_id}".encode()

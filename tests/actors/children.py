@@ -17,6 +17,9 @@ def describe(seat: Seat) -> int:
             "sid": os.getsid(0),
             "cpus": sorted(os.sched_getaffinity(0)),
             "nice": os.nice(0),
+            "group": Path("/proc/self/autogroup").read_text()
+            if Path("/proc/self/autogroup").exists()
+            else "",
             "comm": Path("/proc/self/comm").read_text().strip(),
             "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
         },

@@ -133,6 +133,7 @@ def test_an_actor_is_its_own_session_with_its_own_settings(server: Server, clien
     said = json.loads(server.printed())
     assert said["sid"] == forked.life.who.pid
     assert (said["cpus"], said["nice"], said["comm"]) == ([cpu], 3, "data_worker/0")
+    assert said["group"] == "" or said["group"].endswith(" nice 3\n")
     assert said["fds"] == [0, 1, 2]
 
 
