@@ -31,8 +31,18 @@ class Rationing:
         """Note a death. Seconds to wait before the restart; None: no further restart."""
         self._deaths.append(now)
         recent = self.recent(now)
-        if recent > self._intensity:
-            return None
+        return None if recent > self._intensity else self._wait_s(recent)
+
+    def due(self) -> float:
+        """When the wait after the latest death is over: for whoever takes over from whoever died
+        while somebody waited. 0 when nobody has died."""
+        if not self._deaths:
+            return 0.0
+        last = self._deaths[-1]
+        recent = sum(at > last - self._period_s for at in self._deaths)
+        return last + self._wait_s(recent)
+
+    def _wait_s(self, recent: int) -> float:
         if recent <= 1:
             return 0.0
         # The exponent is bounded because 2.0 ** 1024 overflows.

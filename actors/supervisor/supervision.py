@@ -130,6 +130,8 @@ class Supervision:
             # Adopted: it has a whole silence to make itself heard by us.
             actor.stage, actor.who, actor.arrived = "running", memory.who, True
             actor.heard_at = actor.progressed_at = now
+        elif memory is not None:
+            actor.due = min(rationing.due(), now + self.spec.backoff_max_s)
         self.actors[place.name] = actor
 
     # --- Events -----------------------------------------------------------------------------------

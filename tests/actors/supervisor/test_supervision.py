@@ -322,3 +322,19 @@ def test_a_death_while_nobody_supervised_is_a_death():
     world = World(memories)
     told = world.tell(Ended("trainer/0", 1, "ended, nobody saw how"))
     assert of(Fork, told) == [Fork("trainer/0", 2)]
+
+
+def test_a_new_supervisor_waits_as_long_as_the_one_that_died_would_have():
+    memories = {"recorder": Memory(3, None, restarts=3, deaths=(99.0, 99.5, 99.97))}
+    world = World(memories)  # it is 100.0, and the third death asks for 0.1 s
+    assert of(Fork, world.tell(Tick())) == []
+    world.clock.advance(0.05)
+    assert of(Fork, world.tell(Tick())) == []
+    world.clock.advance(0.05)
+    assert of(Fork, world.tell(Tick())) == [Fork("recorder", 4)]
+
+
+def test_deaths_before_the_machine_was_started_anew_hold_nobody_up_for_long():
+    world = World({"recorder": Memory(3, None, deaths=(1e6, 1e6 + 1))})
+    world.clock.advance(SPEC.backoff_max_s)
+    assert of(Fork, world.tell(Tick())) == [Fork("recorder", 4)]
