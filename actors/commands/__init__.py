@@ -24,6 +24,7 @@ COMMANDS = {
     "attach": "Join a run on another host.",
     "generate": "Complete a prompt with a run's newest weights.",
     "eval": "Measure a run's newest weights on held-out files.",
+    "ablate": "Train with each technique alone and with all together, and compare.",
     "simulate": "Look for broken rules in thousands of simulated runs full of trouble.",
     "doctor": "Check this machine.",
 }

@@ -1,0 +1,143 @@
+"""What an ablation found, as one JSON document and as a table for people."""
+
+import datetime
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.ablation import measures
+from actors.ablation.rows import Row
+from actors.ablation.trials import Plan, Trial
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from actors.ablation.figures import Measured
+
+Entry = dict[str, Any]
+
+RESULTS = "ablation.json"
+
+
+def entry(row: Row, trials: Sequence[Trial], measured: Sequence["Measured"]) -> Entry:
+    """One row's figures over its seeds, but for what compares it with the baseline."""
+    first = trials[0]
+    losses = [m.held_out["loss"] for m in measured]
+    bits = [m.held_out["bits_per_byte"] for m in measured]
+    return {
+        "name": row.name,
+        "what": row.what,
+        "settings": list(row.settings),
+        "rate": first.rate,
+        "seeds": [trial.seed for trial in trials],
+        "loss": measures.spread(losses),
+        "bits_per_byte": measures.spread(bits),
+        "training_loss": measures.curve(trials)[-1],
+        "curve": measures.curve(trials),
+        "tokens_per_s": statistics.median(measures.tokens_per_s(t.records) for t in trials),
+        "optimizer_bytes_per_parameter": measures.optimizer_bytes(first),
+        "peak_rss_bytes": {
+            role: max(trial.peak_bytes.get(role, 0) for trial in trials)
+            for role in ("trainer", "optimizer_shard")
+        },
+        **measures.wire(first),
+        "own": {key: statistics.fmean(m.own[key] for m in measured) for key in measured[0].own},
+        "took_s": sum(trial.took_s for trial in trials),
+        "weights_digests": [trial.records[-1]["weights_digest"] for trial in trials],
+        "runs": [str(trial.run.path) for trial in trials],
+    }
+
+
+def failure(row: Row, reason: str) -> Entry:
+    """A row that could not be trained."""
+    return {
+        "name": row.name,
+        "what": row.what,
+        "settings": list(row.settings),
+        "failed": reason,
+    }
+
+
+def compare(entries: Sequence[Entry]) -> None:
+    """Add to each row how it stands to the first: the step at which it reached its final loss."""
+    if "failed" in entries[0]:
+        return
+    wanted = entries[0]["training_loss"]
+    for found in entries:
+        if "failed" not in found:
+            found["steps_to_baseline"] = measures.steps_to(found["curve"], wanted)
+
+
+def document(plan: Plan, seeds: int, entries: Sequence[Entry], took_s: float) -> dict[str, Any]:
+    """Everything."""
+    cpus = plan.hardware.cpus
+    return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "topology": plan.topology,
+        "settings": list(plan.settings),
+        "steps": plan.steps,
+        "seeds": seeds,
+        "machine": {
+            "cpu": plan.hardware.cpu_model,
+            "cores": len({cpu.core for cpu in cpus}),
+            "gpus": [gpu.name for gpu in plan.hardware.gpus],
+        },
+        "took_s": took_s,
+        "rows": list(entries),
+    }
+
+
+def write(directory: Path, found: Mapping[str, Any]) -> Path:
+    """`ablation.json` in `directory`."""
+    path = directory / RESULTS
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def table(found: Mapping[str, Any]) -> "Table":
+    """For people."""
+    from rich.table import Table
+
+    title = f"{found['steps']} steps, {found['seeds']} seed(s), topology {found['topology']}"
+    out = Table(title=title, title_justify="left")
+    out.add_column("row", no_wrap=True)
+    for name in (
+        "loss",
+        "bits/byte",
+        "steps to\nbaseline",
+        "tokens/s",
+        "optimizer B/param\nmatrices  all",
+        "peak MB\ntrainer  shard",
+        "KB per step\nup  down",
+    ):
+        out.add_column(name, justify="right")
+    out.add_column("its own")
+    for row in found["rows"]:
+        out.add_row(*(cells(row) if "failed" not in row else (row["name"], row["failed"])))
+    return out
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One line of the table."""
+    held = row["optimizer_bytes_per_parameter"] or {"matrices": 0.0, "all": 0.0}
+    peak = row["peak_rss_bytes"]
+    reached = row.get("steps_to_baseline")
+    own = {key: value for key, value in row["own"].items() if key != "isometry_defect"}
+    return (
+        row["name"],
+        _with_spread(row["loss"], 4),
+        _with_spread(row["bits_per_byte"], 4),
+        "-" if reached is None else str(reached),
+        f"{row['tokens_per_s']:,.0f}",
+        f"{held['matrices']:.2f}  {held['all']:.2f}",
+        f"{peak['trainer'] / 1e6:.0f}  {peak['optimizer_shard'] / 1e6:.0f}",
+        f"{row['up_bytes_per_step'] / 1e3:,.0f}  {row['down_bytes_per_step'] / 1e3:,.0f}",
+        ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in own.items()),
+    )
+
+
+def _with_spread(figure: Mapping[str, Any], digits: int) -> str:
+    text = f"{figure['mean']:.{digits}f}"
+    return text if len(figure["each"]) == 1 else f"{text} ± {figure['std']:.{digits}f}"

@@ -1,0 +1,154 @@
+"""What an ablation compares: the same tokens, trained with one technique after the other.
+
+Every row is a handful of topology settings on top of the baseline's. The baseline is AdamW for all
+parameters, one predicted token, a plain residual, no filter, full precision, dense gradients. The
+last row has everything on that works together.
+
+A row's own figures are named here and measured in figures.py. Learning rates of rows with another
+optimizer are tuned: `--tune` tries the factors in RATES on each of them and shows what it found.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Figure = Literal["gain", "filter", "rounding", "state", "isometry", "drafts"]
+
+# Of a row's learning rate, by --tune.
+RATES = (0.5, 1.0, 2.0)
+
+# A step of all rows is that of one trainer, on the same rows of text; nothing else competes for the
+# machine. Only the last state is kept.
+COMMON = (
+    "actors.trainers=1",
+    "actors.optimizer_shards=1",
+    "actors.rollouts=0",
+    "actors.fast_workers=1",
+    "actors.slow_workers=1",
+    "checkpoint.every_steps=100000",
+    "checkpoint.keep_last=1",
+)
+
+BASELINE = (
+    "optimizer.matrices.kind=adamw",
+    "optimizer.matrices.lr=0.004",
+    "optimizer.matrices.min_lr=0.0004",
+    "optimizer.matrices.weight_decay=0.01",
+    "optimizer.dense.kind=adamw",
+    "optimizer.dense.lr=0.005",
+    "optimizer.dense.min_lr=0.0005",
+    "optimizer.dense.clip=5.0",
+)
+
+MUON = (
+    "optimizer.matrices.kind=muon",
+    "optimizer.matrices.lr=0.02",
+    "optimizer.matrices.min_lr=0.002",
+)
+MUON_8BIT = (*MUON, "optimizer.matrices.kind=muon8bit")
+FOAM = ("optimizer.dense.kind=foam",)
+STREAMS = ("model.streams=4",)
+AHEAD = ("model.predict_tokens=2",)
+FILTER = ("train.filter=loss",)
+FP4 = ("train.precision=nvfp4",)
+INT4 = ("optimizer.codec=int4", "optimizer.dense_codec=int4")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to train."""
+
+    name: str
+    what: str
+    settings: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tuned: bool = False
+
+    def rate(self) -> float:
+        """The learning rate of its matrices."""
+        return float(_last(self.all(), "optimizer.matrices.lr"))
+
+    def all(self) -> tuple[str, ...]:
+        """Its settings and what they stand on."""
+        return (*BASELINE, *self.settings)
+
+    def at_rate(self, factor: float) -> tuple[str, ...]:
+        """`all` with the learning rate of its matrices times `factor`."""
+        if factor == 1.0:
+            return self.all()
+        changed = (
+            f"{key}={float(_last(self.all(), key)) * factor:g}"
+            for key in ("optimizer.matrices.lr", "optimizer.matrices.min_lr")
+        )
+        return (*self.all(), *changed)
+
+
+def _last(settings: tuple[str, ...], key: str) -> str:
+    return [text.partition("=")[2] for text in settings if text.partition("=")[0] == key][-1]
+
+
+ROWS = (
+    Row("adamw", "AdamW, nothing else: the baseline", tuned=True),
+    Row("muon", "Muon for matrices", MUON, tuned=True),
+    Row("muon8bit", "Muon with 8-bit momentum", MUON_8BIT, ("state",)),
+    Row("foam", "FOAM for embedding and norms", FOAM),
+    Row("int4", "gradients as 4-bit integers", INT4),
+    Row("nvfp4", "NVFP4 in all three products", FP4, ("rounding",)),
+    Row("mxfp4", "MXFP4 backward", ("train.precision=mxfp4_backward",), ("rounding",)),
+    Row(
+        "fp8_fp4",
+        "FP8 attention, NVFP4 feed-forward, bf16 embedding",
+        (
+            "train.precision_attention=fp8",
+            "train.precision_ffn=nvfp4",
+            "train.precision_embedding=bf16",
+        ),
+        ("rounding",),
+    ),
+    Row("mtp", "two tokens predicted at a time", AHEAD, ("drafts",)),
+    Row("mhc", "four residual streams", STREAMS, ("gain",)),
+    Row("collider", "backward pass of 60 % of the tokens", FILTER, ("filter",)),
+    Row(
+        "loss_only",
+        "losses of 60 % of the tokens",
+        (*FILTER, "train.filter_backward=loss_only"),
+        ("filter",),
+    ),
+    Row(
+        "everything",
+        "all of them",
+        (*MUON_8BIT, *FOAM, *INT4, *FP4, *AHEAD, *STREAMS, *FILTER),
+        ("state", "rounding", "drafts", "gain", "filter"),
+    ),
+)
+
+BASELINE_ROW = ROWS[0]
+
+
+class UnknownRow(ValueError):
+    """A name that is none of the rows'."""
+
+
+def chosen(only: str) -> list[Row]:
+    """The rows named in `only` (`a,b`), the baseline always first; all for "".
+
+    Raises `UnknownRow`.
+    """
+    if not only:
+        return list(ROWS)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    known = {row.name: row for row in ROWS}
+    for name in names:
+        if name not in known:
+            raise UnknownRow(f"no row is called {name!r}; accepted: {', '.join(known)}")
+    return [row for row in ROWS if row is BASELINE_ROW or row.name in names]
+
+
+def schedule(steps: int) -> tuple[str, ...]:
+    """A twentieth of the steps to warm up, a fifth to decay."""
+    warmup, decay = max(1, steps // 20), steps // 5
+    stable = max(0, steps - warmup - decay)
+    return (
+        f"schedule.warmup={warmup}",
+        f"schedule.stable={stable}",
+        f"schedule.decay={decay}",
+    )
