@@ -69,6 +69,10 @@ def ablate(
         click.echo(text, err=as_json)
 
     _check(plan, chosen)
+    try:
+        plan.directory.mkdir(parents=True, exist_ok=out is not None)
+    except OSError as error:
+        raise Failed(f"{plan.directory} cannot be made: {error.strerror}") from error
     say(f"{len(chosen)} rows, {seeds} seed(s), {steps} steps each, in {plan.directory}")
     entries: list[Entry] = []
     for done, row in enumerate(chosen, start=1):
@@ -96,9 +100,8 @@ def _plan(topology: str, steps: int, settings: tuple[str, ...], out: Path | None
     stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     directory = (out or Path("runs") / f"ablate-{stamp}").absolute()
     try:
-        directory.mkdir(parents=True, exist_ok=out is not None)
         found = hardware.probe()
-    except (OSError, hardware.HardwareError) as error:
+    except hardware.HardwareError as error:
         raise Failed(str(error)) from error
     return Plan(topology, steps, settings, directory, found)
 
