@@ -6,7 +6,7 @@ CPU after the run, so it disturbs nothing that is timed. Imports torch.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +21,7 @@ from actors.ablation.trials import Trial
 from actors.data.sources import list_corpus
 from actors.optimizer.layout import block_of, group_of
 from actors.parameters import parameters
+from actors.replica import Replica
 from actors.trained import Trained
 from kernels.model.config import TrainConfig
 from kernels.model.model import LoopLM
@@ -61,6 +62,7 @@ class Measured(NamedTuple):
     """Of one trial."""
 
     held_out: dict[str, Any]  # loss, bits_per_byte
+    looks: list[tuple[int, float]]  # held-out loss after some steps, the last included
     own: Own
 
 
@@ -78,7 +80,23 @@ def measure(trial: Trial, figures: tuple[Figure, ...]) -> Measured:
     own: Own = {"isometry_defect": _isometry(look)}
     for figure in figures:
         own |= _FIGURES[figure](look)
-    return Measured(evaluation.losses(found, rows), own)
+    looks = [
+        (step, evaluation.losses(replace(found, model=model, step=step), rows)["loss"])
+        for step, model in _earlier(trial, found.step)
+    ]
+    checkpoints.prune(trial.run.checkpoints, 1, found.step)
+    held_out = evaluation.losses(found, rows)
+    return Measured(held_out, [*looks, (found.step, held_out["loss"])], own)
+
+
+def _earlier(trial: Trial, last: int) -> Iterator[tuple[int, LoopLM]]:
+    """The model at each checkpoint before the last, oldest first."""
+    replica = Replica(trial.topology.model)
+    for path in reversed(checkpoints.listing(trial.run.checkpoints)):
+        checkpoint = checkpoints.verify(path)
+        if checkpoint.step < last:
+            replica.load_checkpoint(checkpoint)
+            yield checkpoint.step, replica.model
 
 
 def _isometry(look: _Look) -> float:

@@ -1,6 +1,7 @@
 """Figures of a row that need no model: from its metrics, its checkpoint's files, its processes."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from actors.parameters import parameters
 
 Record = dict[str, Any]
 
-# A loss of a step is that of one batch. Curves are compared as means over this share of the run.
+# A training loss is that of one batch, so curves are shown as means over this share of the run.
 WINDOW_SHARE = 0.05
 _BF16 = 2
 
@@ -41,9 +42,17 @@ def curve(trials: Sequence[Trial]) -> list[float]:
     return [statistics.fmean(at) for at in zip(*each, strict=True)]
 
 
-def steps_to(losses: Sequence[float], wanted: float) -> int | None:
-    """The first step whose smoothed loss is `wanted` or less."""
-    return next((step for step, loss in enumerate(losses, start=1) if loss <= wanted), None)
+def steps_to(looks: Sequence[tuple[int, float]], wanted: float) -> int | None:
+    """When a loss seen at some steps comes down to `wanted`: linear in between, rounded up."""
+    before: tuple[int, float] | None = None
+    for step, loss in looks:
+        if loss <= wanted:
+            if before is None or before[1] <= loss:
+                return step
+            share = (before[1] - wanted) / (before[1] - loss)
+            return math.ceil(before[0] + share * (step - before[0]))
+        before = (step, loss)
+    return None
 
 
 def tokens_per_s(records: Sequence[Record]) -> float:

@@ -31,17 +31,19 @@ def write(directory: Path, found: Mapping[str, Any]) -> list[Path]:
 
 
 def _curves(pyplot: Any, path: Path, rows: Sequence[Row]) -> Path:
-    """Training loss over steps."""
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    """Loss over steps: of the batches trained on, and of held-out text."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 6), layout="constrained")
     styles = ("-", "--", ":")
     for number, row in enumerate(rows):
-        curve = row["curve"]
-        steps = range(1, len(curve) + 1)
-        axes.plot(steps, curve, styles[number // 10 % 3], label=row["name"], linewidth=1.2)
-    axes.set_xlabel("step")
-    axes.set_ylabel("training loss, nats per token (moving mean)")
-    axes.legend(ncols=2, fontsize="small")
-    axes.grid(alpha=0.3)
+        style = {"linestyle": styles[number // 10 % 3], "label": row["name"], "linewidth": 1.2}
+        left.plot(range(1, len(row["curve"]) + 1), row["curve"], **style)
+        steps, losses = zip(*row["held_out_curve"], strict=True)
+        right.plot(steps, losses, marker=".", **style)
+    for axes, what in ((left, "training loss (moving mean)"), (right, "held-out loss")):
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"{what}, nats per token")
+        axes.grid(alpha=0.3)
+    right.legend(ncols=2, fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return path

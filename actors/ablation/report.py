@@ -36,6 +36,12 @@ def entry(row: Row, trials: Sequence[Trial], measured: Sequence["Measured"]) -> 
         "bits_per_byte": measures.spread(bits),
         "training_loss": measures.curve(trials)[-1],
         "curve": measures.curve(trials),
+        "held_out_curve": [
+            [step, statistics.fmean(loss for _, loss in at)]
+            for step, at in (
+                (looks[0][0], looks) for looks in zip(*(m.looks for m in measured), strict=True)
+            )
+        ],
         "tokens_per_s": statistics.median(measures.tokens_per_s(t.records) for t in trials),
         "optimizer_bytes_per_parameter": measures.optimizer_bytes(first),
         "peak_rss_bytes": {
@@ -61,13 +67,13 @@ def failure(row: Row, reason: str) -> Entry:
 
 
 def compare(entries: Sequence[Entry]) -> None:
-    """Add to each row how it stands to the first: the step at which it reached its final loss."""
+    """Add to each row when its held-out loss came down to what the first row's was in the end."""
     if "failed" in entries[0]:
         return
-    wanted = entries[0]["training_loss"]
+    wanted = entries[0]["loss"]["mean"]
     for found in entries:
         if "failed" not in found:
-            found["steps_to_baseline"] = measures.steps_to(found["curve"], wanted)
+            found["steps_to_baseline"] = measures.steps_to(found["held_out_curve"], wanted)
 
 
 def document(plan: Plan, seeds: int, entries: Sequence[Entry], took_s: float) -> dict[str, Any]:

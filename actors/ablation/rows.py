@@ -17,16 +17,16 @@ Figure = Literal["gain", "filter", "rounding", "state", "isometry", "drafts"]
 RATES = (0.5, 1.0, 2.0)
 
 # A step of all rows is that of one trainer, on the same rows of text; nothing else competes for the
-# machine. Only the last state is kept.
+# machine.
 COMMON = (
     "actors.trainers=1",
     "actors.optimizer_shards=1",
     "actors.rollouts=0",
     "actors.fast_workers=1",
     "actors.slow_workers=1",
-    "checkpoint.every_steps=100000",
-    "checkpoint.keep_last=1",
 )
+# Held-out loss is measured so often over a run: more would cost more than the training.
+LOOKS = 10
 
 BASELINE = (
     "optimizer.matrices.kind=adamw",
@@ -144,11 +144,13 @@ def chosen(only: str) -> list[Row]:
 
 
 def schedule(steps: int) -> tuple[str, ...]:
-    """A twentieth of the steps to warm up, a fifth to decay."""
+    """A twentieth of the steps to warm up, a fifth to decay; checkpoints to look at."""
     warmup, decay = max(1, steps // 20), steps // 5
     stable = max(0, steps - warmup - decay)
     return (
         f"schedule.warmup={warmup}",
         f"schedule.stable={stable}",
         f"schedule.decay={decay}",
+        f"checkpoint.every_steps={max(1, steps // LOOKS)}",
+        f"checkpoint.keep_last={steps // max(1, steps // LOOKS) + 1}",
     )
