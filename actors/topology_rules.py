@@ -119,6 +119,12 @@ def _train(train: "TrainSpec", model: "ModelSpec", path: str) -> Iterator[Rule]:
                 "trainer of ternary layers does not have; accepted: another precision, or "
                 "model.ternary = false",
             )
+    chosen = {train.precision_attention or train.precision, train.precision_ffn or train.precision}
+    if train.precision_high_layers and chosen == {"fp32"}:
+        yield (
+            f"{path}.precision_high_layers",
+            'has no effect where all layers are; accepted: precision = "nvfp4", say',
+        )
     beyond = [layer for layer in train.precision_high_layers if layer >= model.layers]
     if beyond:
         yield (

@@ -68,8 +68,12 @@ PARTS = ("warmup", "stable", "decay")
             'train.precision_ffn: "fp4_dge" multiplies gradients by a slope at the full-precision',
         ),
         (
-            ["train.precision_high_layers=[0, 20]"],
+            ["train.precision=nvfp4", "train.precision_high_layers=[0, 20]"],
             "train.precision_high_layers: there is no layer 20 in a stack of 20; accepted: 0 to 19",
+        ),
+        (
+            ["train.precision_high_layers=[0]"],
+            "train.precision_high_layers: has no effect where all layers are; accepted: precision",
         ),
         (["train.filter_keep=0.5"], "train.filter_keep: has no effect without a filter; accepted"),
         (
@@ -85,7 +89,7 @@ PARTS = ("warmup", "stable", "decay")
             'train.filter_reference: has no effect on filter "none"; accepted: filter = "excess"',
         ),
         (
-            ["emulation.train.precision_high_layers=[9]"],
+            ["emulation.train.precision=fp8", "emulation.train.precision_high_layers=[9]"],
             "emulation.train.precision_high_layers: there is no layer 9",
         ),
         (["emulation.model.heads=3"], "emulation.model.heads: 3 heads do not divide dim 128"),
