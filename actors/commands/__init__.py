@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "Complete a prompt with a run's newest weights.",
     "eval": "Measure a run's newest weights on held-out files.",
     "ablate": "Train with each technique alone and with all together, and compare.",
+    "chaos": "Kill anything at random and prove that nothing was lost.",
     "simulate": "Look for broken rules in thousands of simulated runs full of trouble.",
     "doctor": "Check this machine.",
 }

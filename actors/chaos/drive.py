@@ -1,0 +1,198 @@
+"""A run under faults: strikes when it is time, resumes what a person would resume, notes it all."""
+
+import random
+import select
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors import process
+from actors.chaos.guests import Guests
+from actors.chaos.history import History, Watch
+from actors.chaos.kinds import Fault
+from actors.chaos.runs import Driven
+from actors.chaos.strike import Striker
+from actors.rundir import RunDir
+from protocol.clock import Clock
+
+_LOOK_S = 0.002
+# Faults are never closer together than this, or nobody could tell which did what.
+_APART_S = 0.15
+# Somebody who should be struck may be dead at the moment; somebody must have recovered first.
+_PATIENCE_S = 30.0
+# With this many faults waiting, nobody is waited for any more.
+_BACKLOG = 3
+# Attached workers come once the run has begun.
+_GUESTS_AFTER_STEP = 1
+_NO_PROGRESS_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What to run."""
+
+    topology: str
+    steps: int
+    settings: tuple[str, ...]
+    heartbeat_s: float
+
+
+class Gave(RuntimeError):
+    """The run cannot be brought to its end. The message is the finding."""
+
+
+def undisturbed(run: RunDir, orders: Orders, output: Path, history: History) -> None:
+    """The twin. Raises `Gave` when it fails by itself."""
+    driven, watch = Driven(run, output), Watch(run, history)
+    history.add("began", launch=1, resumed=False)
+    driven.begin(orders.topology, orders.steps, orders.settings)
+    try:
+        while not driven.reap():
+            watch.look()
+            if history.now() - watch.step_at > _NO_PROGRESS_S:
+                raise Gave(f"the undisturbed run hangs after step {watch.step}")
+            select.select([], [], [], _LOOK_S)
+        watch.look()
+    finally:
+        driven.end_everything()
+    end = driven.outcome()
+    if end is None or end.end != "done":
+        reason = driven.last_words() if end is None else end.reason
+        raise Gave(f"the undisturbed run did not end well: {reason}")
+    history.add("ended", launch=1, end=end.end, reason=end.reason)
+
+
+class Disturbed:
+    """One run and its faults."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        orders: Orders,
+        faults: Sequence[Fault],
+        *,
+        history: History,
+        clock: Clock,
+        directory: Path,
+        guests: bool,
+        seed: int,
+    ) -> None:
+        self._orders, self._history, self._clock = orders, history, clock
+        self._driven = Driven(run, directory / "disturbed.out")
+        self._watch = Watch(run, history)
+        self._guests = Guests(run, directory)
+        self._with_guests = guests
+        self._striker = Striker(
+            self._driven,
+            self._watch,
+            history,
+            self._guests,
+            directory / "copies",
+            clock,
+            orders.heartbeat_s,
+            random.Random(f"damage {seed}"),  # noqa: S311 - the same damage for the same seed
+        )
+        self._faults = list(faults)
+        self._struck_at = 0.0
+        self._waiting_since: float | None = None
+
+    def see_through(self) -> None:
+        """To its end. Raises `Gave`."""
+        self._history.add("began", launch=1, resumed=False)
+        self._driven.begin(self._orders.topology, self._orders.steps, self._orders.settings)
+        try:
+            while not self._over():
+                self._watch.look()
+                self._striker.tick()
+                self._invite()
+                self._strike()
+                self._resume()
+                self._check_progress()
+                select.select([], [], [], _LOOK_S)
+            self._watch.look()
+        finally:
+            self._striker.close()
+            self._guests.close()
+            self._driven.end_everything()
+
+    # --- Launches ---------------------------------------------------------------------------------
+
+    def _over(self) -> bool:
+        """Whether it is done. Ends that a fault has brought about are mended and resumed."""
+        if not self._driven.reap():
+            return False
+        end = self._driven.outcome()
+        how = "crashed" if end is None else end.end
+        reason = self._driven.last_words() if end is None else end.reason
+        self._history.add("ended", launch=self._driven.launches, end=how, reason=reason)
+        if how == "done":
+            return True
+        if how != "failed" or not (self._striker.full or self._striker.ledger.damaged):
+            raise Gave(f"the run has ended by itself: {how}: {reason}")
+        if self._striker.ledger.damaged:
+            self._striker.ledger.mend()
+        self._striker.resume_at = self._clock.now()
+        return False
+
+    def _resume(self) -> None:
+        """When somebody would: the launcher is gone, and the disk has room."""
+        due = self._striker.resume_at
+        if due is None or self._clock.now() < due or self._striker.full:
+            return
+        self._striker.resume_at = None
+        self._driven.resume()
+        self._history.add("began", launch=self._driven.launches, resumed=True)
+
+    def _invite(self) -> None:
+        if self._with_guests and self._watch.step >= _GUESTS_AFTER_STEP:
+            self._with_guests = False
+            why = self._guests.invite()
+            if why:
+                self._history.add("uninvited", why=why)
+            else:
+                self._guests.attach()
+
+    def _check_progress(self) -> None:
+        still_s = self._history.now() - max(self._watch.step_at, self._struck_at)
+        if still_s > _NO_PROGRESS_S:
+            raise Gave(f"no step for {still_s:.0f} s after step {self._watch.step}")
+
+    # --- Faults -----------------------------------------------------------------------------------
+
+    def _strike(self) -> None:
+        if not self._faults or self._striker.resume_at is not None:
+            return
+        fault, now = self._faults[0], self._history.now()
+        if self._watch.step < fault.after_step or now < fault.at_s:
+            return
+        if now - self._struck_at < _APART_S:
+            return
+        if self._waiting_since is None:
+            self._waiting_since = now
+        waited_s = now - self._waiting_since
+        if waited_s < _PATIENCE_S and not self._may(fault):
+            return
+        del self._faults[0]
+        self._waiting_since = None
+        if self._striker.possible(fault):
+            self._struck_at = now
+            self._striker.strike(fault)
+        else:
+            self._history.add("skipped", number=fault.number, why="nobody to strike was there")
+
+    def _may(self, fault: Fault) -> bool:
+        """Whether the moment is right: whom it is about is there, and nobody is missing if it
+        wants to be alone, unless too many others wait behind it."""
+        if not self._striker.possible(fault):
+            return False
+        if not fault.alone:
+            return True
+        due = sum(self._watch.step >= other.after_step for other in self._faults)
+        hurried = due > _BACKLOG and fault.effect in ("replaced", "unharmed")
+        return hurried or self._recovered()
+
+    def _recovered(self) -> bool:
+        """Everybody lives, nothing is still to be undone, and a step has been committed since."""
+        if not self._striker.quiet or self._watch.step_at <= self._struck_at:
+            return False
+        return all(row.who and process.alive(row.who) for row in self._watch.rows.values())
