@@ -20,10 +20,12 @@ _LOOK_S = 0.002
 _APART_S = 0.15
 # Somebody who should be struck may be dead at the moment; somebody must have recovered first.
 _PATIENCE_S = 30.0
-# With this many faults waiting, nobody is waited for any more.
-_BACKLOG = 3
+# A fault that is late by this many steps waits for nobody's recovery any more.
+_LATE_STEPS = 1
 # Attached workers come once the run has begun.
 _GUESTS_AFTER_STEP = 1
+# A run ends a while after its disk was full: everybody has to leave first.
+_AFTERMATH_S = 30.0
 _NO_PROGRESS_S = 180.0
 
 
@@ -94,7 +96,7 @@ class Disturbed:
         )
         self._faults = list(faults)
         self._struck_at = 0.0
-        self._waiting_since: float | None = None
+        self._waiting: dict[int, float] = {}  # since when faults that are due have waited
 
     def see_through(self) -> None:
         """To its end. Raises `Gave`."""
@@ -127,12 +129,17 @@ class Disturbed:
         self._history.add("ended", launch=self._driven.launches, end=how, reason=reason)
         if how == "done":
             return True
-        if how != "failed" or not (self._striker.full or self._striker.ledger.damaged):
+        if how != "failed" or not self._to_be_mended():
             raise Gave(f"the run has ended by itself: {how}: {reason}")
         if self._striker.ledger.damaged:
             self._striker.ledger.mend()
         self._striker.resume_at = self._clock.now()
         return False
+
+    def _to_be_mended(self) -> bool:
+        """Whether a fault of ours may be why the run has ended."""
+        full = self._striker.full or self._clock.now() - self._striker.full_at < _AFTERMATH_S
+        return full or self._striker.ledger.damaged
 
     def _resume(self) -> None:
         """When somebody would: the launcher is gone, and the disk has room."""
@@ -160,36 +167,34 @@ class Disturbed:
     # --- Faults -----------------------------------------------------------------------------------
 
     def _strike(self) -> None:
-        if not self._faults or self._striker.resume_at is not None:
+        """The first of those that are due and for which the moment is right. One that has waited
+        for long is done in any case, or given up."""
+        now = self._history.now()
+        if self._striker.resume_at is not None or now - self._struck_at < _APART_S:
             return
-        fault, now = self._faults[0], self._history.now()
-        if self._watch.step < fault.after_step or now < fault.at_s:
-            return
-        if now - self._struck_at < _APART_S:
-            return
-        if self._waiting_since is None:
-            self._waiting_since = now
-        waited_s = now - self._waiting_since
-        if waited_s < _PATIENCE_S and not self._may(fault):
-            return
-        del self._faults[0]
-        self._waiting_since = None
-        if self._striker.possible(fault):
+        for fault in self._faults:
+            if self._watch.step < fault.after_step or now < fault.at_s:
+                continue
+            since = self._waiting.setdefault(fault.number, now)
+            impatient = now - since > _PATIENCE_S
+            if not impatient and not self._may(fault):
+                continue
+            self._faults.remove(fault)
+            if not self._striker.possible(fault):
+                self._history.add("skipped", number=fault.number, why="nobody to strike was there")
+                continue
             self._struck_at = now
             self._striker.strike(fault)
-        else:
-            self._history.add("skipped", number=fault.number, why="nobody to strike was there")
+            return
 
     def _may(self, fault: Fault) -> bool:
         """Whether the moment is right: whom it is about is there, and nobody is missing if it
-        wants to be alone, unless too many others wait behind it."""
+        wants to be alone, unless it is late."""
         if not self._striker.possible(fault):
             return False
-        if not fault.alone:
-            return True
-        due = sum(self._watch.step >= other.after_step for other in self._faults)
-        hurried = due > _BACKLOG and fault.effect in ("replaced", "unharmed")
-        return hurried or self._recovered()
+        late = self._watch.step > fault.after_step + _LATE_STEPS
+        hurried = late and fault.effect in ("replaced", "unharmed")
+        return not fault.alone or hurried or self._recovered()
 
     def _recovered(self) -> bool:
         """Everybody lives, nothing is still to be undone, and a step has been committed since."""

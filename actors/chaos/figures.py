@@ -20,7 +20,7 @@ Figures = dict[str, Any]
 
 # Kinds after which the victim's life ends at once, and those that must first be found out.
 SUDDEN = ("kill", "several", "segfault", "exit")
-SLOW = ("freeze", "gil", "hang", "stun")
+SILENT = ("freeze", "gil")
 _TORCH = ("trainer", "optimizer_shard", "rollout")
 
 
@@ -54,8 +54,9 @@ def summary(
     kept, ours_s, theirs_s = _throughput(events, twin)
     return {
         "detection": {
-            "sudden_death": spread(_of(rows, SUDDEN, "detected_s")),
-            "frozen_or_stuck": spread(_of(rows, SLOW, "detected_s")),
+            "sudden_death": spread(_of(rows, SUDDEN, "detected_s", _supervised)),
+            "frozen_or_lock_held": spread(_of(rows, SILENT, "detected_s")),
+            "hang": spread(_of(rows, ("hang",), "detected_s")),
         },
         "first_message_after_death": {
             "without_torch": spread(_of(rows, SUDDEN, "useful_s", _light)),
@@ -178,6 +179,11 @@ def _of(
 ) -> list[float | None]:
     chosen = set(kinds)
     return [row.get(what) for row in rows if row["kind"] in chosen and whose(row["target"])]
+
+
+def _supervised(name: str) -> bool:
+    """Whose end the supervisor sees itself."""
+    return bool(name) and name != "supervisor" and not name.startswith("forkserver/")
 
 
 def _light(name: str) -> bool:

@@ -18,6 +18,8 @@ Effect = Literal[
 ]
 
 ACTORS = ("loader", "recorder", "trainer/*", "optimizer_shard/*", "rollout/*", "data_worker/*")
+# Share of a run's steps in which faults happen.
+_SPAN = 0.88
 # Those whose sockets a second thread owns: their computing thread can be stuck by itself.
 _THREADED = ("trainer/*", "optimizer_shard/*", "data_worker/*")
 _EVERYBODY = (*ACTORS, "supervisor", "forkserver/*")
@@ -115,8 +117,9 @@ def draw(terms: Terms) -> list[Fault]:
 
 
 def _fault(chance: random.Random, number: int, kind: Kind, terms: Terms) -> Fault:
-    # The first step is committed, so that there is something to lose; the last are still to come.
-    share = (number + chance.random()) / terms.kills
+    # The first step is committed, so that there is something to lose; the last are still to come,
+    # so that there is time for what has to wait.
+    share = _SPAN * (number + chance.random()) / terms.kills
     after = 1 + int(share * max(0, terms.steps - 3))
     if kind.effect in ("resumed", "failed"):
         after = max(after, terms.steps // 3)  # there is a checkpoint to resume from

@@ -73,7 +73,10 @@ def _findings(findings: Iterable[Mapping[str, Any]]) -> str:
 def _figures(figures: Mapping[str, Any], torchrun: Mapping[str, Any] | None) -> str:
     named = {
         "a sudden death is noticed": figures["detection"]["sudden_death"],
-        "a frozen or stuck process is noticed": figures["detection"]["frozen_or_stuck"],
+        "a frozen process, or one whose interpreter is held, is noticed": figures["detection"][
+            "frozen_or_lock_held"
+        ],
+        "a hang is noticed": figures["detection"]["hang"],
         "first message after a death, without torch": figures["first_message_after_death"][
             "without_torch"
         ],

@@ -45,6 +45,7 @@ class Striker:
     chance: random.Random
     ledger: damage.Ledger = field(init=False)
     full: bool = False  # the disk is, because of us
+    full_at: float = float("-inf")  # when it last was
     resume_at: float | None = None  # the launcher is gone; somebody will start it then
     _later: list[tuple[float, Callable[[], object]]] = field(
         default_factory=list[tuple[float, Callable[[], object]]]
@@ -213,7 +214,7 @@ class Striker:
 
     def _free_disk(self, fault: Fault) -> None:
         damage.empty(self.driven.run.path)
-        self.full = False
+        self.full, self.full_at = False, self.clock.now()
         self.history.add("healed", number=fault.number)
 
     def _damage_ledger(self) -> str:

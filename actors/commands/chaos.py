@@ -13,8 +13,9 @@ import click
 
 from actors.commands import Failed, Refused
 
-# The topology that is meant where none is named: two of everything that may be two.
-_DOUBLE = ("actors.trainers=2", "actors.optimizer_shards=2")
+# The topology that is meant where none is named: two of everything that may be two, and steps
+# long enough to be disturbed.
+_DOUBLE = ("actors.trainers=2", "actors.optimizer_shards=2", "train.accumulation=2")
 
 
 @click.command()
@@ -99,10 +100,8 @@ def _show(report: dict[str, Any], directory: Path) -> None:
             f"{mark}  {finding['name']}" + (f": {finding['detail']}" * bool(finding["detail"]))
         )
     found = report["figures"]
-    click.echo(
-        f"faults noticed after: {_words(found['detection']['sudden_death'])} (sudden), "
-        f"{_words(found['detection']['frozen_or_stuck'])} (frozen or stuck)"
-    )
+    for name, spread in found["detection"].items():
+        click.echo(f"noticed, {name.replace('_', ' ')}: {_words(spread)}")
     for name, spread in found["first_message_after_death"].items():
         click.echo(f"first message after a death, {name.replace('_', ' ')}: {_words(spread)}")
     if report.get("torchrun", {}).get("recovery"):
