@@ -41,12 +41,23 @@ def newest_life(path: Path) -> int:
 class Database:
     """The file, with table `facts` (key, value) among those of `schema`."""
 
-    def __init__(self, path: Path, schema: str, *, incarnation: int, durable: bool) -> None:
-        """Opens or makes it. `durable`: fsync at every commit. Raises `LedgerError`."""
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        incarnation: int,
+        durable: bool,
+        one_thread: bool = True,
+    ) -> None:
+        """Opens or makes it. `durable`: fsync at every commit. `one_thread`: only the one that
+        made it may use it; otherwise one after the other. Raises `LedgerError`."""
         self._path = path
         self._incarnation = incarnation
         with self.clear_errors():
-            self.connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self.connection = sqlite3.connect(
+                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=one_thread
+            )
         try:
             with self.clear_errors():
                 self._prepare(schema, durable)

@@ -7,7 +7,8 @@ turns before their own; only those with c * rate > w are drawn out of their turn
 ahead costs memory for the slow samples only.
 
 What a sample will take is what it took when it was last seen; of one not seen yet, what others of
-its kind (a language, say) and about its size took.
+its kind (a language, say) and about its size took. Where nothing is known that tells one sample
+from another there is no foresight, and the whole window has to cover what comes as a surprise.
 """
 
 import heapq
@@ -25,6 +26,8 @@ _PRIOR = 1.0
 _MEMORY = 64.0
 # Begun this much earlier than expected durations say: they are guesses, and there may be a queue.
 _PRUDENCE = 2.0
+# By which the longest of late is forgotten with every sample: by half in seven hundred.
+_FADING = 0.999
 # Turns looked ahead at most; drawing one costs microseconds and about 100 bytes.
 FARTHEST = 4096
 
@@ -52,35 +55,33 @@ class Costs:
     def __init__(self, samples: int) -> None:
         """`samples`: how many there are; each is remembered in four bytes."""
         self._seen = np.zeros(samples, np.float32)  # 0: not yet
-        self._all = _Known()
         self._kinds: dict[str, _Known] = {}
         self._sizes: dict[tuple[str, int], _Known] = {}
         self.longest = 0.0  # of late
+        self.surprise = 0.0  # of late: the most by which one took longer than it was begun early
 
     def note(self, sample: int, seconds: float, features: Features | None = None) -> None:
         """`sample` took so long, over all its stages."""
+        excess = seconds - _PRUDENCE * self.expect(sample, features)
+        self.surprise = max(excess, _FADING * self.surprise)
+        self.longest = max(seconds, _FADING * self.longest)
         self._seen[sample] = max(seconds, 1e-6)
-        self.longest = max(seconds, 0.999 * self.longest)
-        self._all.add(seconds)
         if features is not None:
             kind, size = features
             self._kinds.setdefault(kind, _Known()).add(seconds)
             self._sizes.setdefault((kind, _octave(size)), _Known()).add(seconds)
 
     def expect(self, sample: int, features: Features | None = None) -> float:
-        """How long it will take; 0 while nothing is known at all."""
+        """How long it will take; 0 when nothing is known that would tell."""
         seen = float(self._seen[sample])
-        if seen:
+        if seen or features is None:
             return seen
-        expected = self._all.mean
-        if features is not None:
-            kind, size = features
-            if kind in self._kinds:
-                expected = self._kinds[kind].towards(expected)
-            known = self._sizes.get((kind, _octave(size)))
-            if known is not None:
-                expected = known.towards(expected)
-        return expected
+        kind, size = features
+        if kind not in self._kinds:
+            return 0.0
+        expected = self._kinds[kind].mean
+        known = self._sizes.get((kind, _octave(size)))
+        return expected if known is None else known.towards(expected)
 
 
 def _octave(size: float) -> int:

@@ -90,6 +90,10 @@ class LeaseTable:
             if work.holder in self.workers:
                 self.workers[work.holder].drop(work.lease, now)
 
+    def subject(self, lease: int) -> Key | None:
+        """The unfinished sample that a lease is about, the present one or one before."""
+        return self._leases.get(lease)
+
     def unfinished(self) -> int:
         """Samples wanted and not finished."""
         return len(self._works)

@@ -120,6 +120,10 @@ class Buffer(Generic[T]):
         """The next item whose turn has come."""
         return self._out.popleft() if self._out else None
 
+    def waiting(self) -> list[T]:
+        """Items whose turn has not come."""
+        return [item for item in self._waiting.values() if item is not None]
+
     def __len__(self) -> int:
         """Items held, in turn or not."""
         return len(self._out) + sum(item is not None for item in self._waiting.values())

@@ -30,9 +30,22 @@ def test_of_an_unseen_sample_kind_and_size_decide():
     assert costs.expect(990, ("rust", 8000)) == pytest.approx(0.08, rel=0.3)
     assert 0.003 < costs.expect(991, ("rust", 400)) < 0.015
     assert 0.0005 < costs.expect(992, ("python", 8000)) < 0.0015
-    # Of an unknown size the kind is known, of an unknown kind all that was seen.
+    # Of an unknown size the kind is known, of an unknown kind nothing.
     assert costs.expect(993, ("rust", 10**9)) == pytest.approx(0.05, rel=0.3)
-    assert 0.01 < costs.expect(994, ("go", 500)) < 0.05
+    assert costs.expect(994, ("go", 500)) == 0.0
+
+
+def test_what_comes_as_a_surprise_is_remembered_for_a_while():
+    costs = Costs(10_000)
+    costs.note(1, 0.5)
+    assert (costs.surprise, costs.longest) == (0.5, 0.5)
+    for _epoch in range(10):
+        costs.note(1, 0.5)
+    assert costs.longest == 0.5
+    assert 0.49 < costs.surprise < 0.5
+    for sample in range(2, 7000):
+        costs.note(sample, 0.001)
+    assert costs.surprise < 0.002
 
 
 def test_little_knowledge_does_not_outweigh_much():
