@@ -4,16 +4,15 @@ Decoding needs nothing but the payload: what a codec remembers is the sender's a
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actors.parameters import Parameter
 from actors.published import Array
 from actors.topology import OptimizerSpec
-from actors.uplink import codec_of, payload_tensors
+from actors.uplink import codec_of, payload_tensors, travelling_shape
 from kernels.optimizers import draws
 from kernels.optimizers.codecs.base import Codec
 from kernels.optimizers.codecs.named import named
@@ -29,22 +28,42 @@ def key_of(seed: int, parameter: Parameter, step: int, rank: int) -> int:
     return draws.key(seed, "codec", parameter.name, step, rank)
 
 
+class Encoded(Protocol):
+    """A gradient as projection and codec left it."""
+
+    @property
+    def payload(self) -> Sequence[Array]:
+        """Its tensors, in the order of `uplink.payload_tensors`."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """See `uplink.travelling_shape`."""
+        ...
+
+
 def decode(
-    optimizer: OptimizerSpec,
-    parameter: Parameter,
-    payload: Sequence[Array],
-    key: int,
-    device: str = "cpu",
+    optimizer: OptimizerSpec, parameter: Parameter, encoded: Encoded, key: int, device: str = "cpu"
 ) -> Tensor:
-    """The gradient that `payload` stands for, as `optimizer`'s codec decodes it."""
-    names = [spec.name for spec in payload_tensors(optimizer, parameter)]
-    tensors = {name: to_torch(array, device) for name, array in zip(names, payload, strict=True)}
-    return codec_for(optimizer, parameter).decode(tensors, {}, parameter.shape, key)
+    """What was given to the codec, as far as it can be known."""
+    specs = payload_tensors(optimizer, parameter, whole=encoded.whole)
+    tensors = {
+        spec.name: to_torch(array, device)
+        for spec, array in zip(specs, encoded.payload, strict=True)
+    }
+    shape = travelling_shape(optimizer, parameter, whole=encoded.whole)
+    return codec_for(optimizer, parameter).decode(tensors, {}, shape, key)
 
 
 def to_torch(array: Array, device: str = "cpu") -> Tensor:
-    """A private tensor: what lies in a segment may be read-only here, and changes."""
-    return torch.from_numpy(np.array(array)).to(device)
+    """A private tensor: what lies in a segment may be read-only here, and changes.
+
+    In memory of torch's own, which is aligned as numpy's is not: the last bits of a matrix product
+    depend on that.
+    """
+    tensor = torch.empty(array.shape, dtype=getattr(torch, array.dtype.name))
+    tensor.numpy()[...] = array
+    return tensor.to(device)
 
 
 def to_numpy(tensor: Tensor) -> Array:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from actors.table import Count, CountOrNone, Decay, NotNegative, Positive, Table
+from actors.table import Count, CountOrNone, Decay, NotNegative, Positive, Share, Table
 
 Codec = Literal[
     "dense",
@@ -47,6 +47,15 @@ class OptimizerGroup(Table, frozen=True):
     second: Literal["mean_of_squares", "square_of_mean"] = "mean_of_squares"  # foam: code or paper
     residual: NotNegative = 1.0  # foam: share of what folding loses that is put back
     alpha: Positive = 0.25  # foam: on the whole update
+    # A basis of few directions in which gradients travel; galore keeps its moments in it, too.
+    projection: Literal["none", "galore", "gum"] = "none"
+    rank: CountOrNone = 0  # directions; 0: a quarter of each matrix's shorter side
+    refresh_every: Count = 200  # steps with one basis, each matrix in its own turn; gum: a period
+    first_basis: Literal["gradient", "random"] = "gradient"  # random: until a matrix's first turn
+    power_iterations: Annotated[int, Meta(ge=0, le=8)] = 1  # of the search for a basis
+    basis: Literal["float32", "float16", "int8", "int4"] = "int8"  # how it is kept
+    moments: Literal["keep", "rotate", "reset"] = "keep"  # galore: when the basis changes
+    remainder: Share = 0.1  # gum: how often what the basis misses travels instead
 
 
 class OptimizerSpec(Table, frozen=True):
@@ -57,4 +66,6 @@ class OptimizerSpec(Table, frozen=True):
     codec: Codec = "dense"  # of the matrices' gradients on their way up
     codec_rank: CountOrNone = 0  # power, power_int8, power_int4: columns of both factors
     dense_codec: Literal["dense", "int8", "int4"] = "dense"  # of the other group's, norms excepted
+    fire_at: tuple[Count, ...] = ()  # steps that end with FIRE: matrices become isometries again
+    fire_exclude: tuple[str, ...] = ()  # patterns of names that FIRE leaves alone
     threads: Count = 1

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from actors import optimizer_rules
+
 if TYPE_CHECKING:
     from actors.topology import (
         ActorCounts,
         DataSpec,
         ModelSpec,
-        OptimizerGroup,
-        OptimizerSpec,
         RolloutSpec,
         ScheduleSpec,
         Topology,
@@ -36,19 +36,6 @@ _TENSORS_OUTSIDE = 4
 _TENSORS_PER_CONNECTION = 3
 # n! weights per token and sublayer: 24 for four streams, 120 for five.
 _MOST_PERMUTED_STREAMS = 4
-# Keys of an optimizer that would be ignored by any other kind. What they are when not given stands
-# in topology.py.
-_KINDS_OF_KEY = {
-    "neuron_beta2": ("muon", "muon8bit"),
-    "map": ("muon8bit",),
-    "block": ("muon8bit", "adamw8bit"),
-    "level": ("foam",),
-    "second": ("foam",),
-    "residual": ("foam",),
-    "alpha": ("foam",),
-}
-# Smaller blocks cost more for scales than codes save; bitsandbytes begins there too.
-_SMALLEST_BLOCK = 64
 
 
 def broken_rules(topology: "Topology") -> list[Rule]:
@@ -76,7 +63,9 @@ def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
     yield from _model(topology.model, f"{prefix}model")
     yield from _train(topology.train, topology.model, f"{prefix}train")
     yield from _schedule(topology.schedule, f"{prefix}schedule")
-    yield from _optimizer(topology.optimizer, f"{prefix}optimizer")
+    yield from optimizer_rules.broken_rules(
+        topology.optimizer, topology.model, f"{prefix}optimizer"
+    )
     yield from _counts(topology.actors, topology.model, f"{prefix}actors")
     if topology.actors.rollouts:
         yield from _rollout(topology.rollout, topology.model, f"{prefix}rollout")
@@ -156,53 +145,6 @@ def _filter(train: "TrainSpec", path: str) -> Iterator[Rule]:
 def _schedule(schedule: "ScheduleSpec", path: str) -> Iterator[Rule]:
     if schedule.warmup + schedule.stable + schedule.decay < 1:
         yield path, "warmup + stable + decay is 0; accepted: at least one step in all"
-
-
-def _optimizer(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
-    yield from _codec(optimizer, path)
-    if optimizer.dense.kind in ("muon", "muon8bit"):
-        yield (
-            f"{path}.dense.kind",
-            "Muon orthogonalises matrices, and this group holds vectors and the embedding; "
-            'accepted: "adamw", "adamw8bit" or "foam"',
-        )
-    for name, group in (("matrices", optimizer.matrices), ("dense", optimizer.dense)):
-        yield from _keys_of_kind(group, f"{path}.{name}")
-        if group.min_lr > group.lr:
-            yield (
-                f"{path}.{name}.min_lr",
-                f"{group.min_lr:g} is above lr = {group.lr:g}; accepted: 0 to lr",
-            )
-
-
-def _codec(optimizer: "OptimizerSpec", path: str) -> Iterator[Rule]:
-    power = optimizer.codec.startswith("power")
-    if power and not optimizer.codec_rank:
-        yield (
-            f"{path}.codec_rank",
-            f'codec "{optimizer.codec}" sends two factors of that many columns; accepted: 1 or '
-            "more, an eighth of model.dim for a start",
-        )
-    if optimizer.codec_rank and not power:
-        yield (
-            f"{path}.codec_rank",
-            f'has no effect on codec "{optimizer.codec}"; accepted: codec = "power", "power_int8" '
-            'or "power_int4"',
-        )
-
-
-def _keys_of_kind(group: "OptimizerGroup", path: str) -> Iterator[Rule]:
-    absent = {field.name: field.default for field in msgspec.structs.fields(group)}
-    for key, kinds in _KINDS_OF_KEY.items():
-        if group.kind not in kinds and getattr(group, key) != absent[key]:
-            meant = " or ".join(f'kind = "{kind}"' for kind in kinds)
-            yield f"{path}.{key}", f'has no effect on kind "{group.kind}"; accepted: {meant}'
-    if 0 < group.block < _SMALLEST_BLOCK:
-        yield (
-            f"{path}.block",
-            f"{group.block} codes to a scale; accepted: 0 for the kind's own, or "
-            f"{_SMALLEST_BLOCK} to 65536",
-        )
 
 
 def _counts(actors: "ActorCounts", model: "ModelSpec", path: str) -> Iterator[Rule]:

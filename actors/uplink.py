@@ -12,6 +12,7 @@ from actors.parameters import Parameter
 from actors.published import TensorSpec
 from actors.slots import aligned
 from actors.stored import SMALLEST_QUANTISED, stored
+from actors.subspace import core_shape
 from actors.topology import OptimizerSpec
 
 Shape = tuple[int, ...]
@@ -31,9 +32,25 @@ def codec_of(optimizer: OptimizerSpec, parameter: Parameter) -> str:
     return optimizer.dense_codec if parameter.numel >= SMALLEST_QUANTISED else "dense"
 
 
-def payload_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> Specs:
-    """What travels for one gradient of `parameter`, in order."""
-    return payload_of(codec_of(optimizer, parameter), parameter.shape, optimizer.codec_rank)
+def travelling_shape(
+    optimizer: OptimizerSpec, parameter: Parameter, *, whole: bool = False
+) -> Shape:
+    """Shape of what is encoded: the gradient, or what a projection leaves of it.
+
+    `whole`: in the periods in which GUM sends what its basis misses.
+    """
+    group = optimizer.matrices
+    if parameter.group != "matrices" or group.projection == "none" or whole:
+        return parameter.shape
+    return core_shape(group, parameter.shape)
+
+
+def payload_tensors(
+    optimizer: OptimizerSpec, parameter: Parameter, *, whole: bool = False
+) -> Specs:
+    """What travels for one gradient of `parameter`, in order; `whole` as in `travelling_shape`."""
+    shape = travelling_shape(optimizer, parameter, whole=whole)
+    return payload_of(codec_of(optimizer, parameter), shape, optimizer.codec_rank)
 
 
 def memory_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> Specs:
@@ -42,13 +59,24 @@ def memory_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> Specs:
 
 
 def payload_bytes(optimizer: OptimizerSpec, parameter: Parameter) -> int:
-    """What one gradient of `parameter` takes on the wire."""
-    return sum(spec.nbytes for spec in payload_tensors(optimizer, parameter))
+    """What one gradient of `parameter` takes on the wire, on average."""
+    usual = sum(spec.nbytes for spec in payload_tensors(optimizer, parameter))
+    if not _may_be_whole(optimizer, parameter):
+        return usual
+    whole = sum(spec.nbytes for spec in payload_tensors(optimizer, parameter, whole=True))
+    return round(usual + optimizer.matrices.remainder * (whole - usual))
 
 
 def slot_bytes(optimizer: OptimizerSpec, parameter: Parameter) -> int:
     """Room that a trainer's segment needs for a gradient of `parameter` on its way up."""
-    return sum(aligned(spec.nbytes) for spec in payload_tensors(optimizer, parameter))
+    return sum(
+        aligned(spec.nbytes)
+        for spec in payload_tensors(optimizer, parameter, whole=_may_be_whole(optimizer, parameter))
+    )
+
+
+def _may_be_whole(optimizer: OptimizerSpec, parameter: Parameter) -> bool:
+    return parameter.group == "matrices" and optimizer.matrices.projection == "gum"
 
 
 def payload_of(codec: str, shape: Shape, rank: int = 0) -> Specs:

@@ -290,6 +290,14 @@ class Prompts(Message):
 # --- Exchange: trainers and rollouts <-> optimizer shards, channel "exchange/K" -------------------
 
 
+class BasisRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The basis that a parameter's gradients are projected on, as the shard keeps it."""
+
+    version: int  # the step whose gradients it was found in; 0: random
+    digest: str  # SHA-256 of the bytes of all tensors
+    tensors: tuple[TensorRef, ...]
+
+
 class CodesRequest(Message):
     """Trainer or rollout -> shard: all your parameters at `version` (-1: the newest committed)."""
 
@@ -310,6 +318,7 @@ class Codes(Message):
     codec: str  # "ternary2" | "dense"
     digest: str  # SHA-256 of the parameter at that version
     tensors: tuple[TensorRef, ...]
+    basis: BasisRef | None = None  # for trainers, where gradients travel projected
 
 
 class StepFacts(Message):
@@ -326,6 +335,38 @@ class StepFacts(Message):
     up_bytes: int
 
 
+class Sketch(Message):
+    """Trainer -> shard: one product of its gradient, from which all ranks together find a basis.
+
+    In round 0 the other factor is random signs that both sides can make; later it is the operand
+    of the SketchRequest.
+    """
+
+    step: int
+    rank: int
+    param: str
+    round: int
+    tokens: int
+    tensors: tuple[TensorRef, ...]  # one
+
+
+class SketchRequest(Message):
+    """Shard -> trainers: all sketches of the round before are here; multiply by this one next."""
+
+    step: int
+    param: str
+    round: int  # from 1
+    tensors: tuple[TensorRef, ...]  # one
+
+
+class NewBasis(Message):
+    """Shard -> trainers: project the gradient of `step` on this, and those of the steps to come."""
+
+    step: int
+    param: str
+    basis: BasisRef
+
+
 class Gradient(Message):
     """Trainer -> the shard that owns `param`: its gradient, mean over this rank's `tokens`."""
 
@@ -333,7 +374,7 @@ class Gradient(Message):
     rank: int
     param: str
     codec: str
-    basis: int  # version of the basis it was projected with; 0: not projected
+    basis: int  # version of the basis it was projected with; 0: a random one, or none
     tokens: int
     tensors: tuple[TensorRef, ...]
 
@@ -346,6 +387,7 @@ class Update(Message):
     codec: str  # "flips" | "dense"
     digest: str  # of the parameter after the update
     tensors: tuple[TensorRef, ...]
+    basis: BasisRef | None = None  # when the step found a new one
 
 
 class StepQuery(Message):
@@ -366,6 +408,7 @@ class StepNeeds(Message):
     step: int
     params: tuple[str, ...]
     facts: bool  # StepFacts too
+    sketches: tuple[str, ...] = ()  # parameters of which the sketch of round 0 is wanted
 
 
 class ShardCommitted(Message):

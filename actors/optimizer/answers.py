@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from actors import subspace
+from actors.optimizer.instructions import Need
+from actors.optimizer.refreshing import basis_ref
 from actors.optimizer.state import Counts, State
 from actors.outbox import Outbox
 from actors.published import codec_of, published_tensors
+from actors.subspaces import Subspaces
 from protocol import flips
 from protocol import messages as m
 from protocol.segments import Segment
@@ -23,8 +27,15 @@ BY_REFERENCE_BYTES = 1 << 16
 class Answers:
     """The messages of one shard. Parameters are counted in the layout's order."""
 
-    def __init__(self, state: State, shard: int, outbox: Outbox, segment: Segment | None) -> None:
-        self._state, self._shard = state, shard
+    def __init__(
+        self,
+        state: State,
+        shard: int,
+        outbox: Outbox,
+        segment: Segment | None,
+        subspaces: Subspaces,
+    ) -> None:
+        self._state, self._shard, self._subspaces = state, shard, subspaces
         self._outbox, self._segment = outbox, segment
         self._channel = f"exchange/{shard}"
         self._parameters = state.layout.parameters
@@ -53,12 +64,14 @@ class Answers:
             tensors, codec = (out.add(data), out.add(scale.copy())), "flips"
         else:
             tensors, codec = self._references(index, version, out), "dense"
+        new = self._subspaces.refreshes(version, parameter.name)
         message = m.Update(
             version=version,
             param=parameter.name,
             codec=codec,
             digest=self._state.digest(index, version).hex(),
             tensors=tensors,
+            basis=self._basis(index, out) if new else None,
         )
         for rank in ranks:
             self._send(message, to=f"trainer/{rank}", frames=out.parts)
@@ -68,9 +81,17 @@ class Answers:
         for index in range(len(self._parameters)):
             self._whole(to, index, version)
 
-    def needs(self, rank: int, step: int, params: tuple[str, ...], facts: bool) -> None:
-        """Tell `rank` what has not come."""
-        self._send(m.StepNeeds(step=step, params=params, facts=facts), to=f"trainer/{rank}")
+    def needs(self, need: Need) -> None:
+        """Tell a rank what has not come."""
+        message = m.StepNeeds(
+            step=need.step, params=need.params, facts=need.facts, sketches=need.sketches
+        )
+        self._send(message, to=f"trainer/{need.rank}")
+
+    def ask(self, ranks: Iterable[int], message: m.Message, frames: Sequence[Any]) -> None:
+        """Send what the search for a basis has come to."""
+        for rank in ranks:
+            self._send(message, to=f"trainer/{rank}", frames=frames)
 
     def part(self, version: int, digests: Iterable[bytes], counts: Counts) -> None:
         """Tell shard 0 that this shard's part of `version` is durable."""
@@ -102,8 +123,22 @@ class Answers:
             codec=codec_of(parameter),
             digest=self._state.digest(index, version).hex(),
             tensors=self._references(index, version, out),
+            basis=self._basis(index, out) if to.startswith("trainer/") else None,
         )
         self._send(message, to=to, frames=out.parts)
+
+    def _basis(self, index: int, out: Frames) -> m.BasisRef | None:
+        """The basis as it is now: if newer than what it goes with, then the step after found it,
+        and whoever computes that step again has no need of it before.
+        """
+        kept, name = self._state.kept(index), self._parameters[index].name
+        if name not in self._subspaces.names:
+            return None
+        version = int(kept[subspace.VERSION][0])
+        if not version and not self._subspaces.begins_random:
+            return None
+        tensors = {key: array for key, array in kept.items() if subspace.is_of_basis(key)}
+        return basis_ref(tensors, version, out)
 
     def _difference(self, index: int, version: int) -> flips.Encoded:
         """The flips to `version`: those just made, or made again for somebody who lacks them."""

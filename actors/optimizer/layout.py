@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from actors import subspace
 from actors.parameters import Parameter, parameters, partition
 from actors.published import TensorSpec, published_tensors
 from actors.slots import Cursor, Slot
@@ -116,6 +117,20 @@ KINDS: dict[str, Callable[[OptimizerGroup, Parameter], tuple[TensorSpec, ...]]] 
 }
 
 
+def _basis(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    """The basis of a projection, and the step it comes from."""
+    version = TensorSpec(subspace.VERSION, "int64", (1,))
+    return version, *subspace.basis_tensors(group, parameter.shape)
+
+
+def _galore(group: OptimizerGroup, parameter: Parameter) -> tuple[TensorSpec, ...]:
+    core = subspace.core_shape(group, parameter.shape)
+    small = Parameter(parameter.name, core, parameter.kind, parameter.group)
+    moments = KINDS[group.kind](group, small)
+    count = (TensorSpec("count", "int64", (1,)),) if group.kind.startswith("adamw") else ()
+    return *_basis(group, parameter), *moments, *count
+
+
 def block_of(group: OptimizerGroup) -> int:
     """Codes that share a scale."""
     return group.block or BLOCKS[group.kind]
@@ -130,7 +145,13 @@ def group_of(optimizer: OptimizerSpec, parameter: Parameter) -> OptimizerGroup:
 def state_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> tuple[TensorSpec, ...]:
     """What the optimizer remembers of `parameter` from step to step."""
     group = group_of(optimizer, parameter)
-    return KINDS[group.kind](group, parameter)
+    match group.projection:
+        case "galore":
+            return _galore(group, parameter)
+        case "gum":
+            return *_basis(group, parameter), *KINDS[group.kind](group, parameter)
+        case "none":
+            return KINDS[group.kind](group, parameter)
 
 
 def kept_tensors(optimizer: OptimizerSpec, parameter: Parameter) -> tuple[TensorSpec, ...]:

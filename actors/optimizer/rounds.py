@@ -13,74 +13,31 @@ Two rules make every death repairable:
 - Repair is asked for by whoever waits (`query`), and answered from what is there. The parts that
   shards report to shard 0 are repeated while they wait, the newest two: shard 0 may lack either.
 
+Where a parameter gets a new basis in a step, sketches come before gradients, in rounds of their own
+(`Setting.rounds`): when all ranks' are there they are summed, and everybody is asked for the next
+round, or told the basis. A shard that dies over it begins again at round 0, which trainers can
+answer at any time; sums and bases come out the same.
+
 Not covered: a rank that never comes back. Everyone waits for it; the supervisor decides.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from actors.optimizer.instructions import Apply as Apply
+from actors.optimizer.instructions import Ask as Ask
+from actors.optimizer.instructions import Checkpoint as Checkpoint
+from actors.optimizer.instructions import Commit as Commit
+from actors.optimizer.instructions import Instruction as Instruction
+from actors.optimizer.instructions import KeepFacts as KeepFacts
+from actors.optimizer.instructions import Need as Need
+from actors.optimizer.instructions import Publish as Publish
+from actors.optimizer.instructions import Report as Report
+from actors.optimizer.instructions import Sum as Sum
 
 # A part is repeated after this long without news, then ever more rarely: it is a small message.
 REPEAT_S = 0.25
 REPEAT_MAX_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Sum all ranks' gradients in rank order, move `param` to version `step`; then `applied`."""
-
-    step: int
-    param: str
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """Send the update of `param` to `version` to `ranks`."""
-
-    version: int
-    param: str
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Tell `rank` what of `step` has not arrived from it."""
-
-    rank: int
-    step: int
-    params: tuple[str, ...]
-    facts: bool
-
-
-@dataclass(frozen=True, slots=True)
-class KeepFacts:
-    """Write the facts of (step, rank) into the state before anything else happens."""
-
-    step: int
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell shard 0 (again) that this shard's part of `version` is durable."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Shard 0: leave the metrics record of `step`; other shards: note that their part is over."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Write the state as it is after `step`."""
-
-    step: int
-
-
-Instruction = Apply | Publish | Need | KeepFacts | Report | Commit | Checkpoint
 
 
 @dataclass(slots=True)
@@ -102,6 +59,8 @@ class Setting:
     ranks: int
     checkpoint_every: int
     last_step: int
+    # Rounds of sketches that come before the gradient of (step, parameter).
+    rounds: Callable[[int, str], int] = lambda _step, _param: 0
 
 
 @dataclass(slots=True)
@@ -115,6 +74,8 @@ class ShardRounds:
     refusals: Refusals = field(default_factory=Refusals)
     # Who has contributed to a parameter's next version; kept until it has moved.
     _given: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
+    # Rounds of sketches that are summed; `_given` is about the round after them.
+    _round: dict[str, int] = field(default_factory=dict[str, int])
     _moving: set[str] = field(default_factory=set[str])
     _parts: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     _repeat_s: float = REPEAT_S
@@ -157,10 +118,32 @@ class ShardRounds:
             step == self.versions[param] + 1 and rank in self._given[param]
         ):
             self.refusals.duplicate += 1
-        elif step > self.versions[param] + 1 or step > self.setting.last_step:
+        elif (
+            step > self.versions[param] + 1
+            or step > self.setting.last_step
+            or self._sketched(param) < self.setting.rounds(step, param)
+        ):
             self.refusals.early += 1
         else:
             return True
+        return False
+
+    def takes_sketch(self, step: int, rank: int, param: str, number: int) -> bool:
+        """Whether this sketch would be new and is for the round that is open. Counts refusals."""
+        if param not in self.versions or not 0 <= rank < self.setting.ranks:
+            self.refusals.foreign += 1
+            return False
+        version, done = self.versions[param], self._sketched(param)
+        if (
+            step > version + 1
+            or step > self.setting.last_step
+            or (step > version and number > done)
+        ):
+            self.refusals.early += 1
+        elif step <= version or number < done or rank in self._given[param]:
+            self.refusals.duplicate += 1
+        else:
+            return number < self.setting.rounds(step, param)
         return False
 
     def takes_facts(self, step: int, rank: int) -> bool:
@@ -217,6 +200,20 @@ class ShardRounds:
         self._given[param].add(rank)
         return self._ready((param,))
 
+    def sketch(self, step: int, rank: int, param: str, number: int) -> list[Instruction]:
+        """The sketch of (step, rank, param) in that round is at hand."""
+        if not self.takes_sketch(step, rank, param, number):
+            return []
+        self._given[param].add(rank)
+        complete = len(self._given[param]) == self.setting.ranks
+        return [Sum(step, param, number)] if complete else []
+
+    def summed(self, param: str) -> list[Instruction]:
+        """A `Sum` has been carried out."""
+        self._given[param].clear()
+        self._round[param] = self._sketched(param) + 1
+        return [Ask(self.versions[param] + 1, param, tuple(range(self.setting.ranks)))]
+
     def facts(self, step: int, rank: int) -> list[Instruction]:
         """The facts of (step, rank) are at hand."""
         if not self.takes_facts(step, rank):
@@ -228,6 +225,7 @@ class ShardRounds:
         """An `Apply` has been carried out: durable and published in the state."""
         self._moving.discard(param)
         self._given[param].clear()
+        self._round.pop(param, None)
         self.versions[param] += 1
         version = self.versions[param]
         out: list[Instruction] = [Publish(version, param, tuple(range(self.setting.ranks)))]
@@ -256,15 +254,20 @@ class ShardRounds:
             for name in lacking
             if name in self.versions and 0 <= self.versions[name] - version <= 1 <= version
         ]
-        params = tuple(
+        lacks = [
             name
             for name in self.setting.params
             if self.versions[name] == version - 1 and rank not in self._given[name]
-        )
+        ]
+        first = {name for name in lacks if not self._sketched(name)}
+        wanted = {name for name in lacks if self.setting.rounds(version, name)}
+        out += [Ask(version, name, (rank,)) for name in lacks if name in wanted - first]
         facts = (
             self.leading and version > self.committed and rank not in self.facts_of.get(version, ())
         )
-        out.append(Need(rank, version, params, facts))
+        params = tuple(name for name in lacks if name not in wanted)
+        sketches = tuple(name for name in lacks if name in wanted & first)
+        out.append(Need(rank, version, params, facts, sketches))
         return out
 
     def version_for(self, asked: int) -> int:
@@ -302,6 +305,9 @@ class ShardRounds:
                 self._moving.add(name)
                 out.append(Apply(step, name))
         return out
+
+    def _sketched(self, param: str) -> int:
+        return self._round.get(param, 0)
 
     def _may_move_to(self, step: int) -> bool:
         if step > self.complete + 1:
@@ -351,6 +357,8 @@ class ShardRounds:
         assert spread <= 1, f"versions {spread} apart"
         assert self.committed <= self.complete
         assert not self.leading or max(self.versions.values()) <= self.committed + 1
+        for name, number in self._round.items():
+            assert number <= self.setting.rounds(self.versions[name] + 1, name), name
         for name, ranks in self._given.items():
             assert all(0 <= rank < self.setting.ranks for rank in ranks), name
 

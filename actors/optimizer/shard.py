@@ -12,6 +12,7 @@ import numpy as np
 from actors.optimizer import metrics, rounds, updates
 from actors.optimizer.answers import Answers
 from actors.optimizer.checkpointing import RunFailed
+from actors.optimizer.refreshing import Refreshing, Sketched
 from actors.optimizer.rounds import Instruction, Setting, ShardRounds
 from actors.optimizer.state import Counts, Facts, State
 from actors.optimizer.updates import Contribution
@@ -69,7 +70,8 @@ class Shard:
         `update` is the arithmetic of one parameter's update.
         """
         self.topology, self.index, self.state = topology, index, state
-        self._answers = Answers(state, index, outbox, segment)
+        self._refreshing = Refreshing(topology, device)
+        self._answers = Answers(state, index, outbox, segment, self._refreshing.subspaces)
         self._clock, self._attached, self._device = clock, attached, device
         self._update = update
         self._parameters = state.layout.parameters
@@ -82,6 +84,7 @@ class Shard:
             ranks=self._ranks,
             checkpoint_every=topology.checkpoint.every_steps,
             last_step=topology.steps,
+            rounds=self._refreshing.subspaces.rounds,
         )
         versions = dict(zip(self._index_of, state.versions(), strict=True))
         known = {
@@ -118,6 +121,8 @@ class Shard:
         try:
             if isinstance(message, m.Gradient):
                 self._gradient(sender, message, frames)
+            elif isinstance(message, m.Sketch):
+                self._sketch(sender, message, frames)
             else:
                 self._hear(sender, message)
         except ProtocolError:
@@ -150,7 +155,8 @@ class Shard:
             return
         parameter = self._parameters[self._index_of[name]]
         payload = self._payload(parameter, message, frames)
-        self._given[name][rank] = Contribution(message.tokens, payload)
+        whole = self._refreshing.subspaces.sends_remainder(step, name)
+        self._given[name][rank] = Contribution(message.tokens, payload, whole)
         self._perform(self.rounds.gradient(step, rank, name))
 
     def _payload(
@@ -158,7 +164,11 @@ class Shard:
     ) -> tuple[Array, ...]:
         """What came of a gradient, where it lies. Raises `ProtocolError`."""
         codec, name = codec_of(self.topology.optimizer, parameter), parameter.name
-        specs = payload_tensors(self.topology.optimizer, parameter)
+        subspaces = self._refreshing.subspaces
+        whole = subspaces.sends_remainder(message.step, name)
+        specs = payload_tensors(self.topology.optimizer, parameter, whole=whole)
+        if message.basis != subspaces.version(message.step, name):
+            raise Malformed(f"gradient of {name}: projected on basis {message.basis}")
         if message.codec != codec or len(message.tensors) != len(specs) or message.tokens < 0:
             raise Malformed(f"gradient of {name}: codec {message.codec!r}, expected {codec!r}")
         payload = tuple(read(ref, frames, self._attached) for ref in message.tensors)
@@ -166,6 +176,17 @@ class Shard:
             if array.dtype != spec.dtype or array.shape != spec.shape:
                 raise Malformed(f"gradient of {name}: {spec.name} is {array.dtype} {array.shape}")
         return payload
+
+    def _sketch(self, sender: str, message: m.Sketch, frames: Sequence[memoryview]) -> None:
+        step, rank, name, number = message.step, message.rank, message.param, message.round
+        if sender != f"trainer/{rank}" or not self.rounds.takes_sketch(step, rank, name, number):
+            return
+        if len(message.tensors) != 1:
+            raise Malformed(f"sketch of {name}: {len(message.tensors)} tensors, one is expected")
+        product = np.array(read(message.tensors[0], frames, self._attached))
+        sketched = Sketched(message.tokens, product)
+        self._refreshing.take(self._parameters[self._index_of[name]], rank, number, sketched)
+        self._perform(self.rounds.sketch(step, rank, name, number))
 
     def _step_facts(self, sender: str, message: m.StepFacts) -> None:
         step, rank = message.step, message.rank
@@ -204,23 +225,52 @@ class Shard:
     def _perform(self, todo: Iterable[Instruction]) -> None:
         queue = list(todo)
         while queue:
-            match queue.pop(0):
-                case rounds.Apply(step, param):
-                    self._apply(step, param)
-                    queue += self.rounds.applied(param)
-                case rounds.Publish(version, param, ranks):
-                    self._answers.update(self._index_of[param], version, ranks)
-                case rounds.Need(rank, step, params, facts):
-                    self._answers.needs(rank, step, params, facts)
-                case rounds.KeepFacts(step, rank):
-                    self.state.put_facts(step, rank, self._facts[step, rank])
-                case rounds.Report(version):
-                    self._report(version)
-                case rounds.Commit(step):
-                    self._commit(step)
-                case rounds.Checkpoint(step):
-                    if self.checkpoints is not None:
-                        self.checkpoints.due(step)
+            queue += self._act(queue.pop(0))
+
+    def _act(self, instruction: Instruction) -> list[Instruction]:
+        """What follows from carrying it out."""
+        match instruction:
+            case rounds.Apply(step, param):
+                self._apply(step, param)
+                return self.rounds.applied(param)
+            case rounds.Sum(step, param, number):
+                self._sum(step, param, number)
+                return self.rounds.summed(param)
+            case rounds.KeepFacts(step, rank):
+                self.state.put_facts(step, rank, self._facts[step, rank])
+            case rounds.Commit(step):
+                self._commit(step)
+            case rounds.Checkpoint(step):
+                if self.checkpoints is not None:
+                    self.checkpoints.due(step)
+            case _:
+                self._say(instruction)
+        return []
+
+    def _say(self, instruction: Instruction) -> None:
+        match instruction:
+            case rounds.Publish(version, param, ranks):
+                self._answers.update(self._index_of[param], version, ranks)
+            case rounds.Need() as need:
+                self._answers.needs(need)
+            case rounds.Ask(step, param, ranks):
+                parameter = self._parameters[self._index_of[param]]
+                self._answers.ask(ranks, *self._refreshing.answer(step, parameter))
+            case rounds.Report(version):
+                self._report(version)
+            case _:
+                raise AssertionError(instruction)
+
+    def _sum(self, step: int, name: str, number: int) -> None:
+        began = self._clock.now()
+        try:
+            self._refreshing.sum(step, self._parameters[self._index_of[name]], number)
+        except ValueError as error:
+            raise RunFailed(
+                f"no basis can be found for {name} at step {step}: {error}; lower the learning "
+                "rates, then resume from the last checkpoint or start anew"
+            ) from error
+        self._computing_s += self._clock.now() - began
 
     def _apply(self, step: int, name: str) -> None:
         """Move one parameter to version `step`: everything up to here is lost with the process."""
@@ -229,14 +279,12 @@ class Shard:
         parameter = self._parameters[index]
         given = self._given[name]
         ordered = [given[rank] for rank in range(self._ranks)]
-        new = self._update(
-            self.topology,
-            parameter,
-            self.state.kept(index),
-            updates.mean_gradient(self.topology, parameter, step, ordered, self._device),
-            step,
-            self._device,
-        )
+        mean = updates.mean_gradient(self.topology, parameter, step, ordered, self._device)
+        basis = self._refreshing.basis(name)
+        found = {} if basis is None else {"basis": basis}
+        kept = self.state.kept(index)
+        new = self._update(self.topology, parameter, kept, mean, step, self._device, **found)
+        sketched_up, sketched_down = self._refreshing.forget(name)
         shown = updates.published(parameter, new["master"])
         changed, sent = parameter.numel, parameter.numel * 4
         if parameter.kind == "ternary":
@@ -246,8 +294,8 @@ class Shard:
             changed, sent = encoded.flips, len(encoded.data) + 4
         counts = Counts(
             flips=changed if parameter.kind == "ternary" else 0,
-            up_bytes=sum(array.nbytes for c in ordered for array in c.payload),
-            down_bytes=sent * self._ranks,
+            up_bytes=sum(array.nbytes for c in ordered for array in c.payload) + sketched_up,
+            down_bytes=sent * self._ranks + sketched_down,
         )
         if self.checkpoints is not None:
             self.checkpoints.preserve(index)

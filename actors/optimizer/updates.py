@@ -9,12 +9,15 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from actors.codecs import decode, key_of, to_numpy
+from actors.codecs import decode, key_of, to_numpy, to_torch
 from actors.optimizer.layout import group_of
-from actors.optimizer.methods import METHODS
+from actors.optimizer.projected import adopted, moved
 from actors.optimizer.state import State
+from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
 from actors.published import Array, digest
+from actors.subspace import is_of_basis
+from actors.subspaces import Subspaces, torched
 from actors.topology import OptimizerGroup, Topology
 from actors.uplink import codec_of
 from kernels.model.initialise import init_parameter
@@ -25,10 +28,11 @@ from kernels.precision.ternary import quantise
 
 
 class Contribution(NamedTuple):
-    """One rank's gradient: a mean over `tokens` targets, as its codec left it."""
+    """One rank's gradient: a mean over `tokens` targets, as projection and codec left it."""
 
     tokens: int
     payload: tuple[Array, ...]
+    whole: bool = False  # what GUM's basis misses, rather than what it holds
 
 
 class Update(Protocol):
@@ -43,7 +47,7 @@ class Update(Protocol):
         step: int,
         device: str = "cpu",
     ) -> dict[str, Array]:
-        """See `updated`."""
+        """See `updated`, which also takes a basis."""
         ...
 
 
@@ -54,22 +58,12 @@ def mean_gradient(
     contributions: Sequence[Contribution],
     device: str = "cpu",
 ) -> Array:
-    """Mean over all ranks' tokens: sum over ranks, in order, of (tokens / all tokens) gradient.
-
-    In the gradient's own precision, multiplied and then added, without fusing. A single rank's
-    gradient comes back as it is. Zeros when no rank has counted a token.
-    """
-    total = sum(c.tokens for c in contributions)
-    mean: Array | None = None
-    for rank, contribution in enumerate(contributions):
-        gradient = _decoded(topology, parameter, step, rank, contribution, device)
-        weight = gradient.dtype.type(contribution.tokens / total if total else 0.0)
-        if mean is None:
-            mean = gradient * weight
-        else:
-            mean += gradient * weight
-    assert mean is not None
-    return mean
+    """Mean over all ranks' tokens, of gradients or of what a projection left of them."""
+    decoded = (
+        _decoded(topology, parameter, step, rank, contribution, device)
+        for rank, contribution in enumerate(contributions)
+    )
+    return weighted_sum([c.tokens for c in contributions], decoded)
 
 
 def _decoded(
@@ -80,10 +74,10 @@ def _decoded(
     contribution: Contribution,
     device: str,
 ) -> Array:
-    if codec_of(topology.optimizer, parameter) == "dense":
+    optimizer, key = topology.optimizer, key_of(topology.seed, parameter, step, rank)
+    if codec_of(optimizer, parameter) == "dense":
         return contribution.payload[0]
-    key = key_of(topology.seed, parameter, step, rank)
-    return to_numpy(decode(topology.optimizer, parameter, contribution.payload, key, device))
+    return to_numpy(decode(optimizer, parameter, contribution, key, device))
 
 
 def rate_at(topology: Topology, group: OptimizerGroup, step: int) -> float:
@@ -106,15 +100,26 @@ def updated(
     gradient: Array,
     step: int,
     device: str = "cpu",
+    basis: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """New master and state of `parameter` after step `step`, by name, as the layout has them."""
+    """New master and state of `parameter` after step `step`, by name, as the layout has them.
+
+    `basis` has been found in this step, and `gradient` been projected on it.
+    """
     group = group_of(topology.optimizer, parameter)
     tensors = {name: torch.from_numpy(array).to(device) for name, array in kept.items()}
-    master = tensors.pop("master")
-    grad = clipped(torch.from_numpy(gradient).to(device), group.clip)
+    master, grad = tensors.pop("master"), torch.from_numpy(gradient).to(device)
+    if group.projection != "none":
+        # These are multiplied as they are: see `to_torch`.
+        bases = {name: array for name, array in kept.items() if is_of_basis(name)}
+        tensors |= torched(bases, device)
+        grad = to_torch(gradient, device)
+    grad = clipped(grad, group.clip)
     lr = rate_at(topology, group, step)
-    new_master, new_state = METHODS[group.kind](master, tensors, grad, group, lr, step)
-    return {name: t.cpu().numpy() for name, t in {"master": new_master, **new_state}.items()}
+    if basis is not None:
+        tensors = adopted(group, tensors, torched(basis, device), parameter.shape, step)
+    new_master, new_state = moved(master, tensors, grad, group, lr, step)
+    return {name: to_numpy(t) for name, t in {"master": new_master, **new_state}.items()}
 
 
 def published(parameter: Parameter, master: Array) -> dict[str, Array]:
@@ -128,12 +133,13 @@ def published(parameter: Parameter, master: Array) -> dict[str, Array]:
 
 def fill_fresh(state: State, topology: Topology) -> None:
     """Version 0 of every parameter of this shard, from the seed and its name alone."""
+    subspaces = Subspaces(topology)
     for index, place in enumerate(state.layout.places):
         parameter = place.parameter
         master = init_parameter(
             parameter.name, parameter.shape, topology.seed, topology.model.init_std
         ).numpy()
         shown = published(parameter, master)
-        state.fill(index, 0, {"master": master})
+        state.fill(index, 0, {"master": master, **subspaces.random_basis(parameter)})
         state.publish(index, 0, shown, digest(parameter, shown))
     state.set_ready(0)

@@ -17,6 +17,7 @@ from actors.simulation.exchanging import SimAttached
 from actors.simulation.life import Exit, Life
 from actors.simulation.mailbox import SimMailbox
 from actors.snapshots import SnapshotCollector
+from actors.trainer.projecting import Projecting
 from actors.trainer.rounds import TrainerRounds
 from actors.trainer.trainer import ShardsDisagree, Trainer
 from protocol import messages as m
@@ -75,6 +76,7 @@ class SimTrainer(Trainer):
             with contextlib.suppress(SegmentError):  # they travel as frames then
                 memory = life.world.disk.segment(f"trireme-gradients-{rank}")
                 self._slots = GradientSlots(memory, params)
+        self._projecting = Projecting(topology, "cpu")
         self._progress = box.progress
         self._owner = {p.name: k for k, shard in enumerate(owned) for p in shard}
         self.rounds = TrainerRounds(self._owner, topology.steps)

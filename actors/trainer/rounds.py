@@ -52,6 +52,16 @@ class SendGradient:
 
 
 @dataclass(frozen=True, slots=True)
+class SendSketch:
+    """Send the gradient of `param` times the operand of that round; in round 0 it is known."""
+
+    step: int
+    param: str
+    shard: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """Ask `shard` for its updates to `version`; `lacking` have not come."""
 
@@ -83,7 +93,9 @@ class ForgetStep:
     version: int
 
 
-Instruction = AskBatch | SendFacts | SendGradient | Query | ApplyUpdate | AskCodes | ForgetStep
+Instruction = (
+    AskBatch | SendFacts | SendGradient | SendSketch | Query | ApplyUpdate | AskCodes | ForgetStep
+)
 
 
 class Patience:
@@ -122,6 +134,10 @@ class TrainerRounds:
     _batches: set[int] = field(default_factory=set[int])
     _new_here: bool = True  # no step finished in this life yet
     _facts_known: bool = False
+    # Parameters that get a new basis in this step: their gradients stay here, sketches of them
+    # leave, until the basis is known.
+    _refreshing: frozenset[str] = frozenset()
+    _projected: set[str] = field(default_factory=set[str])
     _computed: set[str] = field(default_factory=set[str])
     _arrived: dict[str, None] = field(default_factory=dict[str, None])
     _lacking: set[str] = field(default_factory=set[str])
@@ -188,9 +204,11 @@ class TrainerRounds:
         self._batches.add(step)
         return True
 
-    def begin(self) -> None:
-        """Forward and backward of the step begin."""
+    def begin(self, refreshing: frozenset[str] = frozenset()) -> None:
+        """Forward and backward of the step begin; it finds new bases of `refreshing`."""
         assert self.may_compute
+        self._refreshing = refreshing
+        self._projected.clear()
         self.phase = "computing"
         self._facts_known = False
         self._computed.clear()
@@ -204,7 +222,30 @@ class TrainerRounds:
     def gradient(self, param: str) -> list[Instruction]:
         """The gradient of `param` is complete."""
         self._computed.add(param)
-        return [SendGradient(self.step, param, self.owners[param])]
+        return self._first_word(param)
+
+    def asked(self, step: int, param: str, number: int) -> list[Instruction]:
+        """The shard wants the sketch of that round."""
+        if not self._holds(step, param):
+            return []
+        self._patience.restart()
+        return [SendSketch(step, param, self.owners[param], number)]
+
+    def based(self, step: int, param: str) -> list[Instruction]:
+        """The basis of `param` is known."""
+        if not self._holds(step, param):
+            return []
+        self._patience.restart()
+        self._projected.add(param)
+        return [SendGradient(step, param, self.owners[param])]
+
+    def holds(self, step: int, param: str) -> bool:
+        """Whether the gradient of `param` is here and waits for the basis of `step`."""
+        return (
+            step == self.step
+            and self.phase in ("computing", "exchanging")
+            and param in self._refreshing & self._computed
+        )
 
     def finish(self) -> list[Instruction]:
         """The backward pass is over: what was kept back may be applied."""
@@ -258,15 +299,26 @@ class TrainerRounds:
 
     # --- repair ----------------------------------------------------------------------------------
 
-    def needs(self, step: int, params: Sequence[str], facts: bool) -> list[Instruction]:
-        """A shard lacks these of our contributions to `step`."""
+    def needs(
+        self, step: int, params: Sequence[str], facts: bool, sketches: Sequence[str] = ()
+    ) -> list[Instruction]:
+        """A shard lacks these of our contributions to `step`, and these first sketches."""
         if step != self.step or self.phase not in ("computing", "exchanging"):
             self.stale += 1
             return []
         out: list[Instruction] = [SendFacts(step)] if facts and self._facts_known else []
-        return out + [
-            SendGradient(step, name, self.owners[name]) for name in params if name in self._computed
+        waiting = self._refreshing - self._projected
+        out += [
+            SendGradient(step, name, self.owners[name])
+            for name in params
+            if name in self._computed - waiting
         ]
+        out += [
+            SendSketch(step, name, self.owners[name], 0)
+            for name in sketches
+            if name in self._computed & self._refreshing
+        ]
+        return out
 
     def shard_up(self, shard: int) -> list[Instruction]:
         """That shard lives anew and has forgotten what lay in its queue."""
@@ -288,6 +340,17 @@ class TrainerRounds:
             return self.loader_up()
         return []
 
+    def _first_word(self, param: str) -> list[Instruction]:
+        shard = self.owners[param]
+        if param in self._refreshing:
+            return [SendSketch(self.step, param, shard, 0)]
+        return [SendGradient(self.step, param, shard)]
+
+    def _holds(self, step: int, param: str) -> bool:
+        found = self.holds(step, param)
+        self.stale += not found
+        return found
+
     def _wanted_batches(self, steps: range) -> list[Instruction]:
         return [
             AskBatch(step) for step in steps if step <= self.last_step and step not in self._batches
@@ -296,6 +359,7 @@ class TrainerRounds:
     def check(self) -> None:
         """Invariants. Raises `AssertionError`."""
         assert set(self._arrived) <= self._lacking
+        assert self._projected <= self._refreshing & self._computed
         assert all(self.step <= step <= self.step + BATCHES_AHEAD for step in self._batches)
         if self.phase == "exchanging":
             assert self._lacking

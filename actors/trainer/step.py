@@ -4,7 +4,8 @@ Gradients are means over this rank's counted targets. With several micro-batches
 the parameters' `.grad` and complete with the last one; hooks hand each on in the moment it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,17 +29,22 @@ class Sums(NamedTuple):
 
 
 OnGradient = Callable[[str, Tensor], None]
+Linear = Callable[[Tensor], Tensor]
 
 
 class GradientHooks:
     """Hands on each parameter's gradient as soon as a backward pass has completed it.
 
-    Only while `armed`; the gradient is the receiver's for the duration of the call.
+    Only while `armed`; the tensor is the receiver's to keep. Where only a linear function of a
+    gradient is wanted (`gather`), that is added up use by use and handed on instead.
     """
 
     def __init__(self, model: LoopLM, on_gradient: OnGradient) -> None:
+        self._model = model
         self._named = dict(model.named_parameters())
         self._on_gradient = on_gradient
+        self._gathered: Mapping[str, Linear] = {}
+        self._sums: dict[str, Tensor] = {}
         self._seen: set[str] = set()
         self.armed = False
         self._handles: list[RemovableHandle] = [
@@ -46,16 +52,31 @@ class GradientHooks:
             for name, parameter in self._named.items()
         ]
 
+    def gather(self, functions: Mapping[str, Linear]) -> None:
+        """From the next forward pass on, hand on these functions of gradients, by parameter."""
+        self._gathered = functions
+        self._sums.clear()
+        self._model.hand_over({name: partial(self._add, name) for name in functions})
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        value = self._gathered[name](gradient)
+        known = self._sums.get(name)
+        self._sums[name] = value if known is None else known.add_(value)
+
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
+            # Also called at the end of uses that have been handed over, with no gradient then.
             if self.armed:
                 self._hand_on(name, parameter)
 
         return hook
 
     def _hand_on(self, name: str, parameter: Tensor) -> None:
-        grad = parameter.grad
-        self._on_gradient(name, torch.zeros_like(parameter) if grad is None else grad)
+        grad = self._sums.pop(name, None) if name in self._gathered else parameter.grad
+        if grad is None:
+            grad = torch.zeros_like(parameter)
+            grad = self._gathered[name](grad) if name in self._gathered else grad
+        self._on_gradient(name, grad)
         self._seen.add(name)
         parameter.grad = None
 
@@ -69,6 +90,7 @@ class GradientHooks:
 
     def remove(self) -> None:
         """Take the hooks off the model."""
+        self._model.hand_over({})
         for handle in self._handles:
             handle.remove()
 

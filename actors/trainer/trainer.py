@@ -24,6 +24,7 @@ from actors.replica import Replica, read_codes
 from actors.snapshots import SnapshotCollector
 from actors.topology import Topology
 from actors.trainer import rounds
+from actors.trainer.projecting import Projecting
 from actors.trainer.rounds import Instruction, TrainerRounds
 from actors.trainer.step import GradientHooks, Sums, noise_key, run_step
 from actors.trainer.uplink import Uplink
@@ -88,6 +89,7 @@ class Trainer:
             TrainConfig.of(msgspec.to_builtins(topology.train)), load_reference(topology, device)
         )
         self._uplink = Uplink(topology, rank, memory, device)
+        self._projecting = Projecting(topology, device)
         self._hooks = GradientHooks(self.replica.model, self._gradient_done)
         self._collector: SnapshotCollector[dict[str, Array]] | None = SnapshotCollector(
             [[p.name for p in shard] for shard in owned]
@@ -128,9 +130,12 @@ class Trainer:
                 self._perform(self.rounds.update(version, name))
             case m.Batch():
                 self._batch(message, frames)
+            case m.SketchRequest() | m.NewBasis():
+                self._refresh(sender, message, frames)
             case m.StepNeeds(step=step, params=params, facts=facts):
                 known = [name for name in params if name in self._owner]
-                self._perform(self.rounds.needs(step, known, facts))
+                sketches = [name for name in message.sketches if name in self._owner]
+                self._perform(self.rounds.needs(step, known, facts, sketches))
             case m.PeerUp(name="loader"):
                 self._perform(self.rounds.loader_up())
             case m.PeerUp(name=name) if name.startswith("optimizer_shard/"):
@@ -158,6 +163,7 @@ class Trainer:
             raise Malformed(f"codes of {message.param[:80]!r} from {sender}")
         parameter = self.replica.named[message.param]
         tensors = read_codes(parameter, message, frames, self._attached)
+        self._take_basis(message, frames)
         self._collector.add(shard, message.version, message.param, tensors)
         if self._collector.far_apart >= MOST_FAR_APART:
             raise ShardsDisagree(
@@ -191,6 +197,37 @@ class Trainer:
                 message.text_bytes,
             )
 
+    # --- bases ------------------------------------------------------------------------------------
+
+    def _refresh(
+        self, sender: str, message: m.SketchRequest | m.NewBasis, frames: Sequence[memoryview]
+    ) -> None:
+        step, name = message.step, message.param
+        if sender != f"optimizer_shard/{self._owner.get(name)}":
+            raise Malformed(f"{sender} seeks a basis of {name[:80]!r}, which it does not own")
+        holds = self.rounds.holds(step, name)
+        if isinstance(message, m.SketchRequest):
+            if holds:
+                self._projecting.asked(message, frames, self._attached)
+            self._perform(self.rounds.asked(step, name, message.round))
+            return
+        if holds:
+            self._take_basis(message, frames)
+            self._encode(name, self._projecting.travelling(step, name))
+        self._perform(self.rounds.based(step, name))
+
+    def _take_basis(
+        self, message: m.Update | m.Codes | m.NewBasis, frames: Sequence[memoryview]
+    ) -> None:
+        """A basis comes when it is found and, for those who were not there, with weights.
+
+        Raises `ProtocolError`.
+        """
+        if message.basis is not None:
+            parameter = self.replica.named[message.param]
+            kept = self._projecting.checked(parameter, message.basis, frames, self._attached)
+            self._projecting.take(message.param, message.basis.version, kept)
+
     # --- computing -------------------------------------------------------------------------------
 
     @property
@@ -203,15 +240,17 @@ class Trainer:
         now = self._clock.now()
         self._data_wait_s = 0.0 if self._waiting_since is None else now - self._waiting_since
         self._waiting_since = None
-        self.rounds.begin()
-        rows = self._batches[self.rounds.step]
+        step = self.rounds.step
+        self._hooks.gather(self._projecting.gathering(step))
+        self.rounds.begin(self._projecting.subspaces.refreshing(step))
+        rows = self._batches[step]
         run_step(
             self.replica.model,
             self._hooks,
             rows.tokens,
             rows.documents,
             self._topology.train,
-            partial(noise_key, self._topology.seed, self.rounds.step, self._rank),
+            partial(noise_key, self._topology.seed, step, self._rank),
             self._sums_known,
             self._progress,
         )
@@ -234,13 +273,23 @@ class Trainer:
         self._perform(self.rounds.facts())
 
     def _gradient_done(self, name: str, gradient: Tensor) -> None:
-        payload = self._uplink.encode(self.rounds.step, self.replica.named[name], gradient)
+        step = self.rounds.step
+        if self._projecting.subspaces.refreshes(step, name):
+            self._projecting.hold(name, gradient)
+        else:
+            self._encode(name, self._projecting.travelling(step, name, gradient))
+        self._perform(self.rounds.gradient(name))
+        self._progress()
+
+    def _encode(self, name: str, travelling: Tensor) -> None:
+        """Put what is to be sent of a gradient where it can be sent from, as often as needed."""
+        step = self.rounds.step
+        whole = self._projecting.subspaces.sends_remainder(step, name)
+        payload = self._uplink.encode(step, self.replica.named[name], travelling, whole=whole)
         if self._slots is None:
             self._gradients[name] = [array.copy() for array in payload]
         else:
             self._slots.put(name, payload)
-        self._perform(self.rounds.gradient(name))
-        self._progress()
 
     # --- acting ----------------------------------------------------------------------------------
 
@@ -255,6 +304,8 @@ class Trainer:
                     self._send("exchange/0", self._facts)
                 case rounds.SendGradient(step, param, shard):
                     self._send_gradient(step, param, shard)
+                case rounds.SendSketch(step, param, shard, number):
+                    self._send_sketch(step, param, shard, number)
                 case rounds.Query(shard, version, lacking):
                     self.repairs += 1
                     query = m.StepQuery(version=version, rank=self._rank, lacking=lacking)
@@ -269,6 +320,7 @@ class Trainer:
     def _apply(self, param: str) -> list[Instruction]:
         message, frames = self._updates.pop(param)
         try:
+            self._take_basis(message, frames)
             self.replica.apply(message, frames, self._attached)
         except ProtocolError:
             self.malformed += 1
@@ -282,6 +334,7 @@ class Trainer:
         self._batches.pop(version, None)
         self._gradients.clear()
         self._updates.clear()
+        self._projecting.forget()
 
     def _ask_codes(self, shard: int, version: int) -> None:
         self._send(f"exchange/{shard}", m.CodesRequest(version=version))
@@ -298,11 +351,26 @@ class Trainer:
             rank=self._rank,
             param=param,
             codec=codec_of(self._topology.optimizer, self.replica.named[param]),
-            basis=0,
+            basis=self._projecting.subspaces.version(step, param),
             tokens=self._facts.tokens,
             tensors=tensors,
         )
         self._sent_bytes += sum(nbytes(ref) for ref in tensors)
+        self._send(f"exchange/{shard}", message, out.parts)
+
+    def _send_sketch(self, step: int, param: str, shard: int, number: int) -> None:
+        assert self._facts is not None
+        out = Frames()
+        tensor = out.add(self._projecting.sketch(step, param, number))
+        message = m.Sketch(
+            step=step,
+            rank=self._rank,
+            param=param,
+            round=number,
+            tokens=self._facts.tokens,
+            tensors=(tensor,),
+        )
+        self._sent_bytes += nbytes(tensor)
         self._send(f"exchange/{shard}", message, out.parts)
 
     def _send(self, channel: str, message: m.Message, frames: Sequence[memoryview] = ()) -> None:

@@ -25,10 +25,13 @@ class Uplink:
         """Name of the codec of `parameter`."""
         return codec_of(self._topology.optimizer, parameter)
 
-    def encode(self, step: int, parameter: Parameter, gradient: Tensor) -> Sequence[Array]:
+    def encode(
+        self, step: int, parameter: Parameter, gradient: Tensor, *, whole: bool = False
+    ) -> Sequence[Array]:
         """What travels for the gradient of `step`, whose memory is kept before this returns.
 
-        The arrays may share memory with `gradient`. Raises `MemoryLost`.
+        `gradient` is what a projection left of it, if there is one; `whole` as in
+        `uplink.travelling_shape`. The arrays may share memory with `gradient`. Raises `MemoryLost`.
         """
         optimizer = self._topology.optimizer
         if self.codec(parameter) == "dense":
@@ -42,7 +45,8 @@ class Uplink:
         if self._memory is not None and before:
             kept = {name: to_numpy(tensor) for name, tensor in after.items()}
             self._memory.write(parameter.name, step, kept)
-        return [to_numpy(payload[spec.name]) for spec in payload_tensors(optimizer, parameter)]
+        specs = payload_tensors(optimizer, parameter, whole=whole)
+        return [to_numpy(payload[spec.name]) for spec in specs]
 
     def _remembered(self, version: int, parameter: Parameter) -> dict[str, Array]:
         if not memory_tensors(self._topology.optimizer, parameter):

@@ -169,13 +169,15 @@ def orthonormal(columns: Tensor) -> Tensor:
         raise ValueError(
             "cannot orthonormalise: the summed product holds values that are not finite"
         )
-    return torch.linalg.qr(columns)[0]
+    return torch.linalg.qr(columns)[0].contiguous()
 
 
 def canonical(basis: Tensor) -> Tensor:
-    """Each column with the sign that makes its entry of largest magnitude positive."""
+    """Each column with the sign that makes its entry of largest magnitude positive; row by row in
+    memory, as it will be after having been stored: the last bits of products depend on that.
+    """
     largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
-    return basis * torch.where(largest < 0, -1.0, 1.0).to(basis.dtype)
+    return (basis * torch.where(largest < 0, -1.0, 1.0).to(basis.dtype)).contiguous()
 
 
 def _leading(q_SC: Tensor, summed_LC: Tensor, rank: int) -> Tensor:

@@ -45,6 +45,47 @@ PARTS = ("warmup", "stable", "decay")
             'codec_rank: codec "power" sends two factors of that many columns; accepted: 1 or more',
         ),
         (["optimizer.codec_rank=8"], 'codec_rank: has no effect on codec "dense"; accepted: codec'),
+        (["optimizer.matrices.rank=8"], 'rank: has no effect on projection "none"; accepted: proj'),
+        (
+            ["optimizer.dense.projection=galore"],
+            "optimizer.dense.projection: this group holds vectors and the embedding",
+        ),
+        (
+            ["optimizer.matrices.projection=gum", "optimizer.matrices.moments=rotate"],
+            'moments: has no effect on projection "gum"; accepted: projection = "galore"',
+        ),
+        (
+            ["optimizer.matrices.projection=gum", "optimizer.matrices.kind=adamw"],
+            'optimizer.matrices.kind: "adamw" cannot follow GUM',
+        ),
+        (
+            ["optimizer.matrices.projection=gum", "optimizer.matrices.remainder=1"],
+            "optimizer.matrices.remainder: 1 would never send one of the two parts",
+        ),
+        (
+            ["optimizer.matrices.projection=gum", "optimizer.matrices.rank=1536"],
+            "optimizer.matrices.rank: 1536 directions span all of a matrix with 1536 rows or",
+        ),
+        (
+            ["optimizer.matrices.projection=galore", "optimizer.matrices.kind=foam"],
+            'optimizer.matrices.kind: "foam" shares moments among neighbours',
+        ),
+        (
+            ["optimizer.matrices.projection=galore", "optimizer.matrices.neuron_beta2=0.9"],
+            "optimizer.matrices.neuron_beta2: a projected neuron has no row of its own",
+        ),
+        (
+            [
+                "optimizer.matrices.projection=galore",
+                "optimizer.matrices.kind=muon8bit",
+                "optimizer.matrices.map=dynamic",
+            ],
+            "optimizer.matrices.map: projected momentum is kept in linear codes",
+        ),
+        (
+            ["optimizer.matrices.projection=galore", "optimizer.codec=ternary"],
+            'optimizer.codec: "ternary" remembers errors in directions that a new basis replaces',
+        ),
         (["optimizer.dense.min_lr=1"], "optimizer.dense.min_lr: 1 is above lr = 0.0004"),
         (["rollout.max_new_tokens=4096"], "rollout.max_new_tokens: 4096 new tokens leave no room"),
         (["data.sources=[]"], "data.sources: is empty"),

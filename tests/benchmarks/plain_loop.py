@@ -42,6 +42,7 @@ from kernels.optimizers.schedules import learning_rate
 from kernels.optimizers.state import SMALLEST_QUANTISED, StateTensor
 from kernels.precision.packing import pack
 from kernels.precision.ternary import quantise
+from tests.benchmarks.plain_projection import PlainProjection
 
 
 class Rows(NamedTuple):
@@ -66,23 +67,33 @@ class PlainLoop:
         self.state: dict[str, dict[str, Tensor]] = {}
         self.memories: dict[tuple[str, int], Mapping[str, Tensor]] = {}  # of (parameter, rank)
         self.matrices = {p.name: p.group == "matrices" for p in parameters(topology.model)}
+        self.projection = PlainProjection(topology, self.model)
         for parameter in parameters(topology.model):
-            group = group_of(topology.optimizer, parameter)
-            self.state[parameter.name] = _initial_state(parameter.shape, group)
+            name, group = parameter.name, group_of(topology.optimizer, parameter)
+            self.state[name] = (
+                zeros(self.projection.declared(name))
+                if group.projection == "galore"
+                else _initial_state(parameter.shape, group)
+            )
 
     def step(self, step: int, ranks: Sequence[Rows]) -> dict[str, Any]:
         """One step over the batches of all ranks; its figures."""
         counted = [int(counted_targets(rows.documents).sum()) for rows in ranks]
         total = sum(counted)
-        mean: dict[str, Tensor] = {}
+        weights = [float(np.float32(tokens / total)) for tokens in counted]
+        grads: list[dict[str, Tensor]] = []
         loss_sum = 0.0
         for rank, (rows, tokens) in enumerate(zip(ranks, counted, strict=True)):
+            self.projection.begin(step)
             loss_sum += self._accumulate(rows, tokens, step, rank)
-            weight = float(np.float32(tokens / total))
-            for name, parameter in self.model.named_parameters():
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                share = self._sent(name, grad, step, rank) * weight
-                mean[name] = mean[name] + share if name in mean else share
+            grads.append(self._grads())
+        mean: dict[str, Tensor] = {}
+        for name in self.matrices:
+            each = [of_rank[name] for of_rank in grads]
+            each = self.projection.travelling(step, name, each, weights)
+            for rank, (sent, weight) in enumerate(zip(each, weights, strict=True)):
+                share = self._sent(name, sent, step, rank) * weight
+                mean[name] = mean[name] + share if rank else share
         self._optimise(step, mean)
         text_bytes = sum(rows.text_bytes for rows in ranks)
         return {
@@ -91,6 +102,15 @@ class PlainLoop:
             "bits_per_byte": loss_sum / math.log(2) / text_bytes,
             "tokens": total,
         }
+
+    def _grads(self) -> dict[str, Tensor]:
+        """One rank's gradients: projected ones, and all others whole."""
+        found: dict[str, Tensor] = dict(self.projection.cores)
+        for name, parameter in self.model.named_parameters():
+            if name not in found:
+                grad = parameter.grad
+                found[name] = torch.zeros_like(parameter) if grad is None else grad
+        return found
 
     def _sent(self, name: str, grad: Tensor, step: int, rank: int) -> Tensor:
         """What is left of a rank's gradient after its codec."""
@@ -138,7 +158,14 @@ class PlainLoop:
             )
             master, state = self.model.get_parameter(name), self.state[name]
             grad = clipped(mean[name], group.clip)
-            new, self.state[name] = _updated(master, state, grad, group, lr, step)
+            if group.projection == "galore":
+                new, self.state[name] = self.projection.moved(name, master, state, grad, lr, step)
+            else:
+                if group.projection == "gum":
+                    grad = self.projection.whole(step, name, grad)
+                    if self.projection.refreshes(step, name):
+                        state = {key: torch.zeros_like(t) for key, t in state.items()}
+                new, self.state[name] = _updated(master, state, grad, group, lr, step)
             master.copy_(new)
 
     @torch.no_grad()

@@ -23,6 +23,9 @@ _TOKENS = TensorRef(dtype="int32", shape=(7,), frame=0)
 _SEGMENT = "trireme-0123abcd-trainer.0-gradients"
 _REF = SampleRef(name="lib/json/decoder.py", language="python", path="/corpus/json/decoder.py")
 _DIGEST = "ab" * 32
+_BASIS = m.BasisRef(
+    version=3, digest=_DIGEST, tensors=(TensorRef(dtype="float16", shape=(2, 1), frame=0),)
+)
 _Z85 = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 _LEASE = {"lease": 42, "epoch": 1, "sample": 1234}
 
@@ -133,6 +136,30 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
             ),
         ),
         (
+            m.Sketch(
+                step=3,
+                rank=1,
+                param="layers.0.ffn.up.weight",
+                round=0,
+                tokens=512,
+                tensors=(TensorRef(dtype="float32", shape=(2, 1), frame=0),),
+            ),
+            bytes(8),
+        ),
+        (
+            m.SketchRequest(
+                step=3,
+                param="layers.0.ffn.up.weight",
+                round=1,
+                tensors=(TensorRef(dtype="float32", shape=(2, 1), frame=0),),
+            ),
+            bytes(8),
+        ),
+        (
+            m.NewBasis(step=3, param="layers.0.ffn.up.weight", basis=_BASIS),
+            b"\x00\x00\x00\x3f",
+        ),
+        (
             m.Gradient(
                 step=3,
                 rank=1,
@@ -149,8 +176,10 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
                 param="layers.0.ffn.up.weight",
                 codec="flips",
                 digest=_DIGEST,
-                tensors=(TensorRef(dtype="uint8", shape=(3,), frame=0),),
+                tensors=(TensorRef(dtype="uint8", shape=(3,), frame=1),),
+                basis=_BASIS,
             ),
+            b"\x00\x00\x00\x3f",
             b"\x28\xb5\x2f",
         ),
         (m.StepQuery(version=3, rank=1, lacking=("norm.weight",)),),

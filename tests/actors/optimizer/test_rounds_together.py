@@ -23,6 +23,11 @@ LAST_STEP = 5
 EVERY = 2
 
 
+def sketches(step: int, param: str) -> int:
+    """Rounds of sketches: some parameters get a new basis in some steps, some never."""
+    return {"a": 2 * (step % 2), "c": 4}.get(param, 0)
+
+
 @dataclass
 class Letter:
     """One message in flight."""
@@ -80,8 +85,16 @@ class ShardActor:
     def live(self) -> None:
         self.memory: dict[str, dict[int, int]] = {name: {} for name in self.names}
         setting = Setting(
-            self.names, self.index, len(self.world.owned), self.world.ranks, EVERY, LAST_STEP
+            self.names,
+            self.index,
+            len(self.world.owned),
+            self.world.ranks,
+            EVERY,
+            LAST_STEP,
+            sketches,
         )
+        self.sketched: dict[str, dict[int, int]] = {name: {} for name in self.names}
+        self.found: dict[str, int] = {}  # rounds summed in the step under way
         known = {
             self.facts_step[p]: set(self.facts[p])
             for p in (0, 1)
@@ -105,29 +118,51 @@ class ShardActor:
         match instruction:
             case shard_side.Apply(step, param):
                 return self.move(step, param)
-            case shard_side.Publish(version, param, to):
-                assert self.versions[param] in (version, version + 1), "a version that is gone"
-                for rank in to:
-                    self.world.post(f"trainer/{rank}", "update", self.index, version, param)
-            case shard_side.Need(rank, step, params, facts):
-                self.world.post(f"trainer/{rank}", "needs", step, params, facts)
+            case shard_side.Sum(step, param, number):
+                return self.sum(step, param, number)
             case shard_side.KeepFacts(step, rank):
                 self.keep_facts(step, rank)
-            case shard_side.Report(version):
-                assert min(self.versions.values()) >= version
-                self.world.post("shard/0", "part", version, self.index)
             case shard_side.Commit(step):
                 self.commit(step)
             case shard_side.Checkpoint(step):
                 assert set(self.versions.values()) == {step}, "a checkpoint between two steps"
                 assert step % EVERY == 0 or step == LAST_STEP
+            case _:
+                self.say(instruction)
         return []
+
+    def say(self, instruction: shard_side.Instruction) -> None:
+        match instruction:
+            case shard_side.Publish(version, param, to):
+                assert self.versions[param] in (version, version + 1), "a version that is gone"
+                for rank in to:
+                    self.world.post(f"trainer/{rank}", "update", self.index, version, param)
+            case shard_side.Need(rank, step, params, facts, first):
+                self.world.post(f"trainer/{rank}", "needs", step, params, facts, first)
+            case shard_side.Ask(step, param, to):
+                for rank in to:
+                    self.world.post(f"trainer/{rank}", "asked", step, param, self.found[param])
+            case shard_side.Report(version):
+                assert min(self.versions.values()) >= version
+                self.world.post("shard/0", "part", version, self.index)
+            case _:
+                raise AssertionError(instruction)
+
+    def sum(self, step: int, param: str, number: int) -> list[shard_side.Instruction]:
+        given = self.sketched[param]
+        assert given == dict.fromkeys(range(self.world.ranks), number), "sketches of other rounds"
+        assert self.versions[param] == step - 1
+        assert self.found.get(param, 0) == number
+        self.found[param] = number + 1
+        given.clear()
+        return self.rounds.summed(param)
 
     def move(self, step: int, param: str) -> list[shard_side.Instruction]:
         given = self.memory[param]
         assert set(given) == set(range(self.world.ranks)), "a contribution is missing"
         assert set(given.values()) == {step}, "a contribution of another step"
         assert self.versions[param] == step - 1
+        assert self.found.pop(param, 0) == sketches(step, param), "moved before the basis was known"
         if self.index == 0:
             assert self.committed >= step - 1
             self.check_facts(step)
@@ -162,6 +197,14 @@ class ShardActor:
             return
         self.memory[param][rank] = step
         self.perform(self.rounds.gradient(step, rank, param), die_after)
+
+    def on_sketch(
+        self, step: int, rank: int, param: str, number: int, die_after: int | None
+    ) -> None:
+        if not self.rounds.takes_sketch(step, rank, param, number):
+            return
+        self.sketched[param][rank] = number
+        self.perform(self.rounds.sketch(step, rank, param, number), die_after)
 
     def on_facts(self, step: int, rank: int, die_after: int | None) -> None:
         self.perform(self.rounds.facts(step, rank), die_after)
@@ -214,7 +257,12 @@ class TrainerActor:
                     self.world.post("shard/0", "facts", step, self.rank)
                 case trainer_side.SendGradient(step, param, shard):
                     assert set(self.replica.values()) <= {step - 1, step}
+                    rounds = sketches(step, param)
+                    assert not rounds or param in self.bases, "not projected"
                     self.world.post(f"shard/{shard}", "gradient", step, self.rank, param)
+                case trainer_side.SendSketch(step, param, shard, number):
+                    assert not number or self.operands[param] == number, "an operand is missing"
+                    self.world.post(f"shard/{shard}", "sketch", step, self.rank, param, number)
                 case trainer_side.Query(shard, version, lacking):
                     self.world.post(f"shard/{shard}", "query", self.rank, version, lacking)
                 case trainer_side.ApplyUpdate(version, param):
@@ -230,7 +278,10 @@ class TrainerActor:
     def compute(self, gradients: int) -> None:
         """Begin a step, or go on with it by so many gradients."""
         if self.rounds.may_compute:
-            self.rounds.begin()
+            step = self.rounds.step
+            self.rounds.begin(frozenset(n for n in self.rounds.owners if sketches(step, n)))
+            self.operands: dict[str, int] = {}
+            self.bases: set[str] = set()
             assert set(self.replica.values()) == {self.rounds.version}, "mixed versions"
             self.perform(self.rounds.facts())
             self.to_do = list(self.rounds.owners)
@@ -257,8 +308,20 @@ class TrainerActor:
         del shard
         self.perform(self.rounds.update(version, param))
 
-    def on_needs(self, step: int, params: tuple[str, ...], facts: bool) -> None:
-        self.perform(self.rounds.needs(step, params, facts))
+    def on_asked(self, step: int, param: str, number: int) -> None:
+        if number == sketches(step, param):
+            if self.rounds.holds(step, param):
+                self.bases.add(param)
+            self.perform(self.rounds.based(step, param))
+            return
+        if self.rounds.holds(step, param):
+            self.operands[param] = number
+        self.perform(self.rounds.asked(step, param, number))
+
+    def on_needs(
+        self, step: int, params: tuple[str, ...], facts: bool, first: tuple[str, ...]
+    ) -> None:
+        self.perform(self.rounds.needs(step, params, facts, first))
 
     def on_shard_up(self, shard: int) -> None:
         if self.collector is not None:

@@ -72,15 +72,14 @@ def vars_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def test_the_end_of_a_backward_pass_is_still_seen_at_the_weight():
-    """Its node in the graph is visited with no gradient: that is when all uses have come."""
+    """Its hook is called without a gradient: that is when all uses have come."""
     model = built("codes", PLAIN, TrainConfig())
     weight, order = model.get_parameter(NAMES[0]), list[str]()
-    node: Any = torch.autograd.graph.get_gradient_edge(weight).node
 
-    def ended(grads: tuple[Tensor | None, ...]) -> None:
-        order.append(f"end {grads[0]}")
+    def ended(parameter: Tensor) -> None:
+        order.append(f"end {parameter.grad}")
 
-    node.register_prehook(ended)
+    weight.register_post_accumulate_grad_hook(ended)
     model.hand_over({NAMES[0]: lambda _grad: order.append("use")})
     backward(model)
     assert order == ["use"] * 3 + ["end None"]

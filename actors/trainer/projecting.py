@@ -1,0 +1,132 @@
+"""A rank's side of projections: bases, what of a gradient travels, sketches for new bases.
+
+A gradient is projected use by use while the backward pass makes it (`gathering`), so it never
+exists at full size; with two exceptions: in the step in which its basis is sought it is held until
+the basis is known, and GUM now and then sends what the basis misses, which takes the whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from actors import subspace
+from actors.codecs import to_numpy, to_torch
+from actors.parameters import Parameter, parameters
+from actors.published import Array
+from actors.subspaces import Subspaces, basis_digest, basis_of, torched
+from actors.topology import Topology
+from kernels.optimizers.projection import Round, contribution, project, unproject
+from protocol import messages as m
+from protocol.errors import Malformed
+from protocol.tensors import Attached, read
+
+
+class Projecting:
+    """The bases of one trainer, as its shards keep them."""
+
+    def __init__(self, topology: Topology, device: str) -> None:
+        self._group = topology.optimizer.matrices
+        self._named = {p.name: p for p in parameters(topology.model)}
+        self.subspaces, self._device = Subspaces(topology), device
+        self._bases: dict[str, tuple[int, Tensor]] = {}
+        self._held: dict[str, Tensor] = {}
+        self._operands: dict[str, Round] = {}
+
+    def gathering(self, step: int) -> dict[str, Callable[[Tensor], Tensor]]:
+        """How gradients of `step` that are projected at once are: by name, linear functions."""
+        return {
+            name: partial(_project, self._basis(step, name))
+            for name in self.subspaces.names
+            if not self.subspaces.refreshes(step, name)
+            and not self.subspaces.sends_remainder(step, name)
+        }
+
+    def hold(self, name: str, gradient: Tensor) -> None:
+        """Keep a gradient until its basis is known."""
+        self._held[name] = gradient
+
+    def forget(self) -> None:
+        """The step is over."""
+        self._held.clear()
+        self._operands.clear()
+
+    def travelling(self, step: int, name: str, gradient: Tensor | None = None) -> Tensor:
+        """What is to be encoded: of `gradient`, gathered or whole, or of the one that is held."""
+        if name not in self.subspaces.names:
+            assert gradient is not None
+            return gradient
+        gathered = gradient is not None and not self.subspaces.sends_remainder(step, name)
+        found = self._held[name] if gradient is None else gradient
+        basis = self._basis(step, name)
+        core = found if gathered else project(found, basis)
+        if self._group.projection == "galore":
+            return core
+        if not self.subspaces.sends_remainder(step, name):
+            return core / (1.0 - self._group.remainder)
+        missed = found - unproject(core, basis, tuple(found.shape))
+        return missed / self._group.remainder
+
+    # --- sketches ---------------------------------------------------------------------------------
+
+    def asked(
+        self, message: m.SketchRequest, frames: Sequence[memoryview], attached: Attached | None
+    ) -> None:
+        """Take the operand of a round. Raises `ProtocolError`."""
+        name, number = message.param, message.round
+        if name not in self.subspaces.names or number < 1 or len(message.tensors) != 1:
+            raise Malformed(f"no sketch of {name[:80]!r} is wanted in round {number}")
+        operand = read(message.tensors[0], frames, attached)
+        sides = sorted(self._named[name].shape)
+        product = "along" if number % 2 else "across"
+        shape = (sides[0 if number % 2 else 1], self.subspaces.plan(name).columns(tuple(sides)))
+        if operand.dtype != np.float32 or operand.shape != shape:
+            raise Malformed(f"operand of {name}: {operand.dtype} {operand.shape}, not {shape}")
+        self._operands[name] = Round(number, product, to_torch(operand, self._device))
+
+    def sketch(self, step: int, name: str, number: int) -> Array:
+        """The product of the gradient that is held with that round's operand."""
+        asked = self._operands[name] if number else None
+        if asked is None:
+            asked = self.subspaces.first_round(step, name, self._device)
+        assert asked.number == number
+        return to_numpy(contribution(asked, self._held[name]))
+
+    # --- bases ------------------------------------------------------------------------------------
+
+    def take(self, name: str, version: int, kept: Mapping[str, Array]) -> None:
+        """From now on project on this basis (checked by `checked_basis`), unless it is old."""
+        known = self._bases.get(name)
+        if known is None or version >= known[0]:
+            basis = basis_of(self._group, torched(kept, self._device), self._named[name].shape)
+            self._bases[name] = (version, basis)
+
+    def checked(
+        self,
+        parameter: Parameter,
+        ref: m.BasisRef,
+        frames: Sequence[memoryview],
+        attached: Attached | None,
+    ) -> dict[str, Array]:
+        """A private copy of a basis as it is kept. Raises `ProtocolError`."""
+        specs = subspace.basis_tensors(self._group, parameter.shape)
+        if parameter.name not in self.subspaces.names or len(ref.tensors) != len(specs):
+            raise Malformed(f"{parameter.name}: a basis of {len(ref.tensors)} tensors")
+        kept: dict[str, Array] = {}
+        for spec, tensor in zip(specs, ref.tensors, strict=True):
+            array = kept[spec.name] = np.array(read(tensor, frames, attached))
+            if array.dtype != spec.dtype or array.shape != spec.shape:
+                raise Malformed(f"{parameter.name}: {spec.name} is {array.dtype} {array.shape}")
+        if basis_digest(kept) != ref.digest:
+            raise Malformed(f"{parameter.name}: the digest of its basis does not match")
+        return kept
+
+    def _basis(self, step: int, name: str) -> Tensor:
+        version, basis = self._bases[name]
+        assert version == self.subspaces.version(step, name), (name, step, version)
+        return basis
+
+
+def _project(basis: Tensor, gradient: Tensor) -> Tensor:
+    return project(gradient, basis)
