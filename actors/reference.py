@@ -5,22 +5,13 @@ goes on. It must read the same tokens, so `data.tokenizer` must be that run's `t
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from actors import checkpoints
-from actors.checkpoints import MANIFEST, CheckpointError
+from actors.checkpoints import MANIFEST
 from actors.rundir import RunDir
-
-if TYPE_CHECKING:
-    from actors.topology import Topology
-    from kernels.model.model import LoopLM
 
 
 def reference_problem(path: str, tokenizer: str) -> str:
-    """Why a run with that `data.tokenizer` cannot use the checkpoint at `path`; "" if it can.
-
-    Touches the file system only.
-    """
+    """Why a run with that `data.tokenizer` cannot use the checkpoint at `path`; "" if it can."""
     directory = Path(path)
     if not (directory / MANIFEST).is_file():
         return (
@@ -41,24 +32,3 @@ def reference_problem(path: str, tokenizer: str) -> str:
             f'"{run.tokenizer}"'
         )
     return ""
-
-
-def load_reference(topology: "Topology", device: str) -> "LoopLM | None":
-    """The model of `train.filter_reference`, or None without one. Imports torch.
-
-    Raises `CheckpointError` or `TopologyError`.
-    """
-    path = topology.train.filter_reference
-    if not path:
-        return None
-    from actors import topology as topologies
-    from actors.replica import Replica
-
-    run = RunDir(Path(path).parent.parent)
-    try:
-        text = run.topology.read_text(encoding="utf-8")
-        replica = Replica(topologies.decode(text, source=str(run.topology)).model, device)
-        replica.load_checkpoint(checkpoints.verify(Path(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"train.filter_reference: {error}") from error
-    return replica.model

@@ -19,12 +19,12 @@ from actors.codec_memory import CodecMemory
 from actors.gradient_slots import GradientSlots
 from actors.outbox import Outbox
 from actors.parameters import parameters, partition
-from actors.reference import load_reference
 from actors.replica import Replica, read_codes
 from actors.snapshots import SnapshotCollector
 from actors.topology import Topology
 from actors.trainer import rounds
 from actors.trainer.projecting import Projecting
+from actors.trainer.reference import load_reference
 from actors.trainer.rounds import Instruction, TrainerRounds
 from actors.trainer.step import GradientHooks, Sums, noise_key, run_step
 from actors.trainer.uplink import Uplink

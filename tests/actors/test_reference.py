@@ -7,8 +7,9 @@ import pytest
 from actors import hardware
 from actors.beginning import Wanted, begin
 from actors.checkpoints import CheckpointError
-from actors.reference import load_reference, reference_problem
+from actors.reference import reference_problem
 from actors.topology import TopologyError
+from actors.trainer.reference import load_reference
 from tests.actors import trained_run
 from tests.actors.exchange import Exchange, rows_of, tiny
 from tests.benchmarks.plain_loop import PlainLoop

@@ -28,8 +28,8 @@ from actors.data.sources import list_corpus
 from actors.data.stages import STAGES, Options, SampleProblem, State, stage_names
 from actors.optimizer.layout import group_of
 from actors.parameters import parameters
-from actors.reference import load_reference
 from actors.topology import OptimizerGroup, Topology
+from actors.trainer.reference import load_reference
 from actors.trainer.step import noise_key
 from kernels.model.config import ModelConfig, TrainConfig
 from kernels.model.model import LoopLM
