@@ -241,7 +241,10 @@ class Supervision:
         paused_s, self._last_tick = now - self._last_tick, now
         if paused_s > max(_OWN_PAUSE_S, self.spec.silence_s / 2):
             for actor in self.actors.values():
-                actor.heard_at = actor.progressed_at = actor.since = now
+                actor.heard_at = now
+                # Not from anew: on a busy machine we pause again and again, and a hang would last.
+                actor.progressed_at = min(now, actor.progressed_at + paused_s)
+                actor.since = min(now, actor.since + paused_s)
         done: list[Instruction] = []
         for actor in self.actors.values():
             if actor.who is None:

@@ -259,6 +259,19 @@ def test_after_a_pause_of_our_own_nobody_is_blamed(world: World):
     assert world.tell(Tick()) == []
 
 
+def test_a_hang_is_noticed_by_a_supervisor_that_pauses_again_and_again(world: World):
+    world.up()
+    told: list[Instruction] = []
+    for _ in range(int(SPEC.hang_s)):
+        world.clock.advance(3.0)  # a busy machine
+        told += world.tell(Tick())
+        for _ in range(4):
+            world.clock.advance(0.5)
+            world.beat("trainer/0", progress=7)
+            told += world.tell(Tick())
+    assert [kill.why for kill in of(Kill, told)][:1] == ["beats, but made no progress for 60 s"]
+
+
 def test_actors_stop_in_reverse_and_politely(world: World):
     world.up()
     order = []
