@@ -96,6 +96,7 @@ class Disturbed:
         )
         self._faults = list(faults)
         self._struck_at = 0.0
+        self._attempts = 0
         self._waiting: dict[int, float] = {}  # since when faults that are due have waited
 
     def see_through(self) -> None:
@@ -180,11 +181,14 @@ class Disturbed:
             if not impatient and not self._may(fault):
                 continue
             self._faults.remove(fault)
-            if not self._striker.possible(fault):
-                self._history.add("skipped", number=fault.number, why="nobody to strike was there")
-                continue
-            self._struck_at = now
-            self._striker.strike(fault)
+            if self._striker.possible(fault):
+                self._struck_at = now
+                self._attempts += 1
+                if not self._striker.strike(fault, self._attempts):
+                    self._faults.append(fault)
+                return
+            why = "nobody to strike was there"
+            self._history.add("skipped", number=fault.number, attempt=0, why=why)
             return
 
     def _may(self, fault: Fault) -> bool:

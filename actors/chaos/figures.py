@@ -21,6 +21,8 @@ Figures = dict[str, Any]
 # Kinds after which the victim's life ends at once, and those that must first be found out.
 SUDDEN = ("kill", "several", "segfault", "exit")
 SILENT = ("freeze", "gil")
+# Nobody needs to notice these.
+_UNNOTICED = ("nap", "starve")
 _TORCH = ("trainer", "optimizer_shard", "rollout")
 
 
@@ -30,7 +32,10 @@ def per_fault(events: Sequence[Event], run: Path, epoch: datetime.datetime) -> l
     noticed = condemned(run, epoch)
     steps = [event["t"] for event in events if event["event"] == "step"]
     rows: list[dict[str, Any]] = []
-    for fault in (event for event in events if event["event"] == "fault"):
+    skipped = {event["attempt"] for event in events if event["event"] == "skipped"}
+    for fault in events:
+        if fault["event"] != "fault" or fault["attempt"] in skipped:
+            continue
         targets = fault["targets"] or [""]
         pids = fault["pids"] or [0]
         for name, pid in zip(targets, pids, strict=True):
@@ -38,7 +43,7 @@ def per_fault(events: Sequence[Event], run: Path, epoch: datetime.datetime) -> l
             row: dict[str, Any] = {key: fault.get(key) for key in ("number", "kind", "t", "how")}
             row["target"] = name
             row["healed_t"] = _next(events, at, lambda e, n=fault["number"]: _is_healed(e, n))
-            if name:
+            if fault["kind"] not in _UNNOTICED and name:
                 row["detected_s"] = _minus(_detected(events, noticed, name, pid, at), at)
                 row["useful_s"] = _minus(_useful(events, said, name, pid, at), at)
             row["step_s"] = _minus(min((t for t in steps if t > at), default=None), at)

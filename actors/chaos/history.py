@@ -6,9 +6,9 @@
     death      the supervisor has seen one end, or another
                stands in its place                            {name, incarnation, pid}
     step       a step is committed                            {step}
-    fault      something was done to the run                  {number, kind, targets, ...}
+    fault      something was done to the run                  {number, attempt, kind, targets, ...}
     healed     and undone, where it was for a while           {number}
-    skipped    it could not be done after all                 {number, why}
+    skipped    it could not be done after all                 {number, attempt, why}
 
 Times are seconds since the run was started; `epoch` says when that was, for comparing with logs.
 """

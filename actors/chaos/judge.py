@@ -171,10 +171,8 @@ def _sha256(path: Path) -> str:
 
 def _story(evidence: Evidence) -> Iterator[Finding]:
     events = evidence.events
-    skipped = {event["number"] for event in events if event["event"] == "skipped"}
-    faults = [
-        event for event in events if event["event"] == "fault" and event["number"] not in skipped
-    ]
+    skipped = {event["attempt"] for event in events if event["event"] == "skipped"}
+    faults = [e for e in events if e["event"] == "fault" and e["attempt"] not in skipped]
     ok = len(faults) == evidence.faults
     detail = f"{len(faults)} of {evidence.faults}"
     yield Finding("every fault of the schedule happened", ok, detail)

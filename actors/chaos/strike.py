@@ -111,12 +111,13 @@ class Striker:
             case _:
                 return self.whom(fault) is not None
 
-    def strike(self, fault: Fault) -> None:
-        """Do it. `possible` has been asked."""
+    def strike(self, fault: Fault, attempt: int) -> bool:
+        """Do it; False when it went wrong. `possible` has been asked."""
         whom = self.whom(fault) or []
         event = self.history.add(
             "fault",
             number=fault.number,
+            attempt=attempt,
             kind=fault.kind,
             targets=list(fault.targets),
             pids=[who.pid for _, who in whom],
@@ -125,12 +126,11 @@ class Striker:
         )
         try:
             event["how"] = self._all(fault) if not fault.targets else self._some(fault, whom)
-        except OSError as error:
-            self._skip(fault, str(error))
+        except OSError as error:  # it has died of something else meanwhile
+            self.history.add("skipped", number=fault.number, attempt=attempt, why=str(error))
+            return False
         event["did_s"] = round(self.history.now() - event["t"], 4)
-
-    def _skip(self, fault: Fault, why: str) -> None:
-        self.history.add("skipped", number=fault.number, why=why)
+        return True
 
     def _some(self, fault: Fault, whom: list[tuple[str, Identity]]) -> str:
         """To one actor, or to several at once. Raises OSError."""
