@@ -15,6 +15,8 @@ import keyword
 import warnings
 from collections.abc import Iterator
 
+from actors.data.scarcity import memory_is_short
+
 # Names that carry no meaning: what a reader of the renamed code must do without.
 _NEW_NAMES = tuple(f"{letter}{digit}" for letter in "abcdvwxyz" for digit in range(10))
 _LOOKS_AT_LOCALS = frozenset({"locals", "vars", "eval", "exec", "dir", "super", "globals"})
@@ -41,14 +43,19 @@ class Chance:
 def rename_locals(text: str, chance: Chance) -> str | None:
     """`text` with local variables of its functions renamed; None when there is nothing to rename.
 
-    Not checked here: that the result compiles (the caller does).
+    Not checked here: that the result compiles (the caller does). Raises `MemoryError` when that is
+    what there is too little of.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(text)
         places = list(_renamings(tree, chance))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except MemoryError:
+        if memory_is_short():
+            raise
+        return None
+    except (SyntaxError, ValueError, RecursionError):
         return None
     if not places:
         return None

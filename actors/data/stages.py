@@ -22,6 +22,7 @@ from actors.data import augmentation
 from actors.data.finding import kind_of
 from actors.data.parquet import ColumnError, RowReader
 from actors.data.rustc import Verifier
+from actors.data.scarcity import memory_is_short
 from actors.data.tokenizer import Encoder
 from actors.topology import DataSpec
 from protocol.messages import SampleRef
@@ -179,7 +180,10 @@ def verify(state: State, ref: SampleRef, options: Options) -> State:
 
 
 def compile_problem(text: str) -> tuple[str, str] | None:
-    """Kind and detail of what `compile()` has against this Python; None when nothing."""
+    """Kind and detail of what `compile()` has against this Python; None when nothing.
+
+    Raises `MemoryError` when that is what there is too little of.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes and the like: still Python
         try:
@@ -189,6 +193,8 @@ def compile_problem(text: str) -> tuple[str, str] | None:
         except ValueError as error:
             return "does not compile", str(error)
         except (RecursionError, MemoryError, OverflowError) as error:
+            if isinstance(error, MemoryError) and memory_is_short():
+                raise
             return "too complex to compile", type(error).__name__
     return None
 

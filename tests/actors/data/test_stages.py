@@ -2,6 +2,8 @@
 
 import ast
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.data import stages
 from actors.data.augmentation import Chance, rename_locals
 from actors.data.finding import kind_of
 from actors.data.stages import (
@@ -27,6 +30,7 @@ from actors.data.stages import (
 from actors.data.tokenizer import load, train
 from actors.topology import DataSpec
 from protocol.messages import SampleRef
+from tests.harness import ROOT
 
 LIMIT = 100_000
 OPTIONS = Options(max_sample_bytes=LIMIT)
@@ -286,3 +290,26 @@ def test_a_document_lies_between_its_marks():
 
 def test_every_stage_keeps_its_place():
     assert tuple(STAGES) == ("read", "verify", "augment", "tokenize")
+
+
+def test_want_of_memory_is_not_the_samples_fault(monkeypatch: pytest.MonkeyPatch):
+    def refuses(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(stages, "compile", refuses, raising=False)
+    assert compile_problem("x = 1") == ("too complex to compile", "MemoryError")
+    monkeypatch.setattr(stages, "memory_is_short", lambda: True)
+    with pytest.raises(MemoryError):
+        compile_problem("x = 1")
+
+
+def test_a_process_that_may_not_grow_knows_it():
+    code = """
+import resource
+from actors.data.scarcity import memory_is_short
+assert not memory_is_short()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), -1))
+assert memory_is_short()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
