@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from actors import hardware, leftovers, planner, preparing, process, rundir
+from actors import checkpoints, hardware, leftovers, planner, preparing, process, rundir
 from actors import topology as topologies
 from actors.hardware import Hardware
 from actors.rundir import RunDir, RunDirError
@@ -32,6 +32,7 @@ class Wanted:
     run_dir: Path | None = None
     settings: tuple[str, ...] = ()
     require_hardware: bool = False
+    fire: bool = False  # the first whole step that a resumed run makes ends with FIRE
 
 
 @dataclass(slots=True)
@@ -83,6 +84,9 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
         if topology.steps != stored.steps:
             os.close(lock)
             raise RunDirError(f"{run.path} still runs: its steps cannot change before it has ended")
+        if wanted.fire:
+            os.close(lock)
+            raise RunDirError(f"{run.path} still runs: --fire is for a run that has been stopped")
         return Begun(run, stored, [f"{run.path} still runs; taking it over"], lock, living=True)
     if not _has_checkpoint(run):
         os.close(lock)
@@ -90,6 +94,12 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
             f"{run.path} cannot be resumed: there is no complete checkpoint in {run.checkpoints}; "
             f"start a new run"
         )
+    if wanted.fire:
+        try:
+            topology = _with_fire(topology, run)
+        except (TopologyError, RunDirError):
+            os.close(lock)
+            raise
     _check_data(topology, str(run.topology))
     leftovers.clear(run)
     _write_plan(run, topology, found)
@@ -171,13 +181,38 @@ def _with_steps(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) 
     elif other:
         asked = topologies.override(stored, tuple(other), source="--set")
     differing = _differences(topologies.to_dict(stored), topologies.to_dict(asked))
-    differing = [key for key in differing if key != "steps"]
+    differing = [key for key in differing if key not in ("steps", "optimizer.fire_at")]
     if differing:
         raise TopologyError(
             f"{run.topology}: a resumed run keeps its topology, only steps may change; what is "
             f"asked for differs in {', '.join(differing)}"
         )
     return topologies.override(stored, _settings(wanted), source=str(run.topology))
+
+
+def _with_fire(topology: Topology, run: RunDir) -> Topology:
+    """The topology with FIRE at the end of the first step that no parameter has begun yet: a stop
+    can leave some of them one step ahead. Raises `TopologyError`, `RunDirError`.
+    """
+    (newest, *_) = checkpoints.listing(run.checkpoints)
+    try:
+        files = [path.name for path in newest.iterdir()]
+        versions = [
+            about.version
+            for file in checkpoints.tensor_files(newest, files)
+            for about in file.parameters.values()
+        ]
+    except (OSError, checkpoints.CheckpointError) as error:
+        raise RunDirError(f"--fire: {error}; resume without it") from error
+    step = max(versions) + 1
+    if step > topology.steps:
+        raise TopologyError(
+            f"{run.topology}: --fire, but all {topology.steps} steps have been made; "
+            f"accepted: with --steps {step} or more"
+        )
+    steps = tuple(sorted({*topology.optimizer.fire_at, step}))
+    optimizer = msgspec.structs.replace(topology.optimizer, fire_at=steps)
+    return msgspec.structs.replace(topology, optimizer=optimizer)
 
 
 def _differences(one: dict[str, Any], two: dict[str, Any], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ the version:
                                  fills the segments from a checkpoint before it answers anybody
 
 Tags say which version lies where and are stored last, so half of a version is never taken for a
-whole one. Version 0 is all zeros. No torch.
+whole one. Version 0 is all zeros, and so is one that FIRE has ended. No torch.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actors.fire import is_touched
 from actors.parameters import parameters
 from actors.published import Array, TensorSpec
 from actors.slots import Cursor, Memory, Slot, view, views
@@ -72,6 +73,9 @@ class CodecMemory:
                 f"the memory of the gradient codec has {memory.nbytes} bytes where this topology "
                 f"needs {table.total_bytes}: it was made for another one"
             )
+        optimizer = topology.optimizer
+        self._fired = frozenset(optimizer.fire_at)
+        self._touched = {p.name for p in parameters(topology.model) if is_touched(optimizer, p)}
         self._tags = view(memory, table.tags)
         self._row = {name: row for row, name in enumerate(table.places)}
         self._tensors = {
@@ -89,8 +93,10 @@ class CodecMemory:
         return name in self._row
 
     def has(self, name: str, version: int) -> bool:
-        """Whether `version` can be read. The first one always can."""
-        return version == 0 or bool(self._tags[self._row[name], version % 2] == version + 1)
+        """Whether `version` can be read. Empty ones always can."""
+        return self._empty(name, version) or bool(
+            self._tags[self._row[name], version % 2] == version + 1
+        )
 
     def read(self, name: str, version: int) -> Mapping[str, Array]:
         """The memory of `name` after step `version`, in place: for reading only.
@@ -103,7 +109,7 @@ class CodecMemory:
                 "shared memory: stop the run, then resume it from its last checkpoint"
             )
         tensors = self._tensors[name][version % 2]
-        if version == 0:
+        if self._empty(name, version):
             return {key: np.zeros_like(array) for key, array in tensors.items()}
         return tensors
 
@@ -111,12 +117,16 @@ class CodecMemory:
         """Keep the memory of `name` after step `version`. What is there already stays: a successor
         arrives at the same bits, and a shard may be reading them.
         """
-        if version > 0 and not self.has(name, version):
+        if not self.has(name, version):
             self._put(name, version, tensors)
 
     def fill(self, name: str, version: int, tensors: Mapping[str, Array]) -> None:
         """Take over what a checkpoint holds, whatever lies here."""
         self._put(name, version, tensors)
+
+    def _empty(self, name: str, version: int) -> bool:
+        """Before the first step, and after FIRE: errors made on other weights are no errors."""
+        return version == 0 or (version in self._fired and name in self._touched)
 
     def _put(self, name: str, version: int, tensors: Mapping[str, Array]) -> None:
         parity = version % 2

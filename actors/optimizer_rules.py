@@ -43,6 +43,8 @@ def broken_rules(optimizer: OptimizerSpec, model: "ModelSpec", path: str) -> Ite
     """Every combination in `optimizer`, the table at `path`, that cannot work."""
     yield from _codec(optimizer, path)
     yield from _projection(optimizer, path)
+    if optimizer.fire_exclude and not optimizer.fire_at:
+        yield f"{path}.fire_exclude", "has no effect without fire_at; accepted: steps in fire_at"
     narrow = min(model.dim, model.ffn_dim or model.dim)
     if optimizer.matrices.projection == "gum" and optimizer.matrices.rank >= narrow:
         yield (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Instead of the topology's.")
 @click.option("--resume", is_flag=True, help="Go on with an existing run directory.")
+@click.option("--fire", is_flag=True, help="With --resume: end the first step with FIRE.")
 @click.option("--detach", is_flag=True, help="Leave it running in the background.")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Change a setting.")
 @click.option("--require-hardware", is_flag=True, help="Missing hardware is an error.")
@@ -40,6 +41,7 @@ def run(
     run_dir: Path | None,
     steps: int | None,
     resume: bool,
+    fire: bool,
     detach: bool,
     settings: tuple[str, ...],
     require_hardware: bool,
@@ -52,7 +54,12 @@ def run(
     from actors.rundir import RunDirError
     from actors.topology import TopologyError
 
-    wanted = beginning.Wanted(name, steps or 0, run_dir, settings, require_hardware)
+    if fire and not resume:
+        raise Refused(
+            "--fire makes matrices isometries again between two stages: use it with --resume, or "
+            "name steps in optimizer.fire_at"
+        )
+    wanted = beginning.Wanted(name, steps or 0, run_dir, settings, require_hardware, fire)
     try:
         found = read_hardware(machine)
         begun = beginning.resume(wanted, found) if resume else beginning.begin(wanted, found)

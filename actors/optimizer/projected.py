@@ -27,16 +27,19 @@ def adopted(
     """The state with another basis, kept in `basis`; moments are carried over as `group` says."""
     if group.projection == "gum":
         anew = torch.full_like(state[subspace.VERSION], version)
-        moments = {
-            name: torch.zeros_like(tensor)
-            for name, tensor in state.items()
-            if not subspace.is_of_basis(name)
-        }
-        return {subspace.VERSION: anew, **basis, **moments}
+        return {**cleared(state), **basis, subspace.VERSION: anew}
     new = basis_of(group, basis, shape)
     hyper = _galore_hyper(group, shape, group.lr, new.device)
     after = galore.adopt(state, new, shape, hyper, version)
     return {**after, **basis}
+
+
+def cleared(state: State) -> dict[str, Tensor]:
+    """The state with moments as they were before step 1."""
+    return {
+        name: tensor if subspace.is_of_basis(name) else torch.zeros_like(tensor)
+        for name, tensor in state.items()
+    }
 
 
 def moved(

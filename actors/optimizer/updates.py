@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from actors.codecs import decode, key_of, to_numpy, to_torch
+from actors.fire import fires
 from actors.optimizer.layout import group_of
-from actors.optimizer.projected import adopted, moved
+from actors.optimizer.projected import adopted, cleared, moved
 from actors.optimizer.state import State
 from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
@@ -22,6 +23,7 @@ from actors.topology import OptimizerGroup, Topology
 from actors.uplink import codec_of
 from kernels.model.initialise import init_parameter
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.schedules import learning_rate
 from kernels.precision.packing import pack_array
 from kernels.precision.ternary import quantise
@@ -119,7 +121,15 @@ def updated(
     if basis is not None:
         tensors = adopted(group, tensors, torched(basis, device), parameter.shape, step)
     new_master, new_state = moved(master, tensors, grad, group, lr, step)
+    if fires(topology.optimizer, parameter, step):
+        new_master, new_state = _isometry(parameter, new_master), cleared(new_state)
     return {name: to_numpy(t) for name, t in {"master": new_master, **new_state}.items()}
+
+
+def _isometry(parameter: Parameter, master: torch.Tensor) -> torch.Tensor:
+    if parameter.kind == "ternary":
+        return isometric_ternary(master)
+    return isometric(master)
 
 
 def published(parameter: Parameter, master: Array) -> dict[str, Array]:

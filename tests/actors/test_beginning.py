@@ -1,11 +1,12 @@
 """What is refused before any process is started, and what a prepared run directory holds."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors import beginning, hardware, outcome, rundir, topology
+from actors import beginning, checkpoints, hardware, outcome, rundir, topology
 from actors.beginning import Begun, Wanted
 from actors.hardware import Hardware
 from actors.rundir import RunDirError
@@ -116,3 +117,36 @@ def test_the_newest_run_is_the_default(
     assert begun.run.path.name.startswith("local-")
     assert rundir.open_(beginning.LATEST).run_id == begun.run.run_id
     begun.release()
+
+
+def _of_versions(begun: Begun, *versions: int) -> None:
+    """A checkpoint whose parameters are at these versions."""
+    about = {f"p{i}": {"version": v, "published": {}} for i, v in enumerate(versions)}
+    path = begun.run.checkpoints / "step-00000003" / "dense-0.safetensors"
+    checkpoints.write_tensors(path, [], [], {"parameters": json.dumps(about)})
+
+
+@pytest.mark.parametrize(("versions", "step"), [((3, 3), 4), ((3, 4), 5)])
+def test_fire_comes_with_the_first_whole_step_after_a_resume(
+    begun: Begun, here: Hardware, versions: tuple[int, ...], step: int
+):
+    _checkpointed(begun)
+    _of_versions(begun, *versions)
+    beginning.resume(Wanted(run_dir=begun.run.path, fire=True), here).release()
+    again = beginning.resume(Wanted("local", run_dir=begun.run.path, steps=7), here)
+    assert again.topology.optimizer.fire_at == (step,)
+    again.release()
+
+
+def test_fire_without_a_step_to_come_is_refused(begun: Begun, here: Hardware):
+    _checkpointed(begun)
+    _of_versions(begun, 7)
+    with pytest.raises(TopologyError, match="all 7 steps have been made; accepted: with --steps 8"):
+        beginning.resume(Wanted(run_dir=begun.run.path, fire=True), here)
+
+
+def test_fire_on_a_damaged_checkpoint_is_refused(begun: Begun, here: Hardware):
+    _checkpointed(begun)
+    (begun.run.checkpoints / "step-00000003" / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(RunDirError, match=r"--fire: .*x\.safetensors cannot be read"):
+        beginning.resume(Wanted(run_dir=begun.run.path, fire=True), here)

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,6 +38,7 @@ from kernels.model.objective import counted_targets, objective
 from kernels.optimizers import adamw, adamw8bit, draws, foam, muon, muon8bit
 from kernels.optimizers.clipping import clipped
 from kernels.optimizers.codecs.named import named
+from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.schedules import learning_rate
 from kernels.optimizers.state import SMALLEST_QUANTISED, StateTensor
@@ -167,6 +169,20 @@ class PlainLoop:
                         state = {key: torch.zeros_like(t) for key, t in state.items()}
                 new, self.state[name] = _updated(master, state, grad, group, lr, step)
             master.copy_(new)
+            if step in self.topology.optimizer.fire_at and self.matrices[name]:
+                self._fire(name, master)
+
+    @torch.no_grad()
+    def _fire(self, name: str, master: Tensor) -> None:
+        if any(fnmatchcase(name, pattern) for pattern in self.topology.optimizer.fire_exclude):
+            return
+        make = isometric_ternary if self.topology.model.ternary else isometric
+        master.copy_(make(master))
+        for key, tensor in self.state[name].items():
+            if key != "version" and not key.startswith("basis"):
+                self.state[name][key] = torch.zeros_like(tensor)
+        for rank in range(self.topology.actors.trainers):
+            self.memories.pop((name, rank), None)
 
     @torch.no_grad()
     def weights_digest(self) -> str:
