@@ -39,9 +39,10 @@ def per_fault(events: Sequence[Event], run: Path, epoch: datetime.datetime) -> l
         targets = fault["targets"] or [""]
         pids = fault["pids"] or [0]
         for name, pid in zip(targets, pids, strict=True):
-            at = fault["t"]
+            at = _began(events, fault)
             row: dict[str, Any] = {key: fault.get(key) for key in ("number", "kind", "t", "how")}
             row["target"] = name
+            row["how"] = fault.get("how") or _instead(events, fault["number"])
             row["healed_t"] = _next(events, at, lambda e, n=fault["number"]: _is_healed(e, n))
             if fault["kind"] not in _UNNOTICED and name:
                 row["detected_s"] = _minus(_detected(events, noticed, name, pid, at), at)
@@ -158,6 +159,19 @@ def _is(event: Event, what: str, name: str) -> bool:
 
 def _is_healed(event: Event, number: int) -> bool:
     return event["event"] == "healed" and event.get("number") == number
+
+
+def _began(events: Sequence[Event], fault: Event) -> float:
+    """When it took effect: threads have to be caught first."""
+    known = ("caught", "instead")
+    found = [e["t"] for e in events if e["event"] in known and e["number"] == fault["number"]]
+    return min(found, default=fault["t"])
+
+
+def _instead(events: Sequence[Event], number: int) -> str:
+    """What was done in its place."""
+    found = [e for e in events if e["event"] == "instead" and e["number"] == number]
+    return str(found[0]["why"]) if found else ""
 
 
 def _minus(at: float | None, since: float) -> float | None:

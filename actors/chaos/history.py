@@ -8,6 +8,8 @@
     step       a step is committed                            {step}
     fault      something was done to the run                  {number, attempt, kind, targets, ...}
     healed     and undone, where it was for a while           {number}
+    caught     a thread stands still as wanted                {number}
+    instead    something else was done in its place           {number, why}
     skipped    it could not be done after all                 {number, attempt, why}
 
 Times are seconds since the run was started; `epoch` says when that was, for comparing with logs.
@@ -48,7 +50,10 @@ class History:
         return event
 
     def close(self) -> None:
-        """Nothing more happens."""
+        """Nothing more happens. What was learned of an event later is written with it."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.writelines(json.dumps(event) + "\n" for event in self.events)
         self._file.close()
 
 

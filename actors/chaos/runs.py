@@ -5,17 +5,18 @@ import os
 import select
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors import outcome, process
 from actors.outcome import Outcome
-from actors.process import Ended, Identity
+from actors.process import Identity
 from actors.rundir import RunDir
 from protocol import segments
 
 # What was killed leaves the process table within this.
 _TRIES, _TRY_S = 500, 0.01
+_EXIT_FAILED = 1
 _CALL = "import sys; from actors.commands import call; sys.exit(call())"
 
 
@@ -32,7 +33,7 @@ class Driven:
     output: Path  # what all its launchers print
     launches: int = 0
     launcher: Identity | None = None
-    ends: list[Ended] = field(default_factory=list[Ended])
+    code: int | None = None  # how the last launcher ended
 
     def begin(self, topology: str, steps: int, settings: Iterable[str]) -> None:
         """A new run."""
@@ -54,12 +55,16 @@ class Driven:
         gone = False
         for ended in process.reap():
             if self.launcher is not None and ended.pid == self.launcher.pid:
-                self.launcher, gone = None, True
+                self.launcher, self.code, gone = None, ended.code, True
         return gone
 
     def outcome(self) -> Outcome | None:
-        """How it ended; None while it has not."""
-        return outcome.read(self.run)
+        """How it ended; None while it has not, and after a crash. What could not be recorded, the
+        disk being full, its launcher has said."""
+        found = outcome.read(self.run)
+        if found is None and self.code == _EXIT_FAILED:
+            return Outcome(end="failed", reason=self.last_words())
+        return found
 
     def everybody(self) -> list[Identity]:
         """Every process of it but the launcher."""

@@ -32,6 +32,16 @@ _SIGNALS = {
 
 
 @dataclass(slots=True)
+class _Held:
+    """A thread that is being caught, or held."""
+
+    fault: Fault
+    who: Identity
+    holder: threads.Holder
+    noted: bool = False
+
+
+@dataclass(slots=True)
 class Striker:
     """Everything that is done to one run."""
 
@@ -50,7 +60,7 @@ class Striker:
     _later: list[tuple[float, Callable[[], object]]] = field(
         default_factory=list[tuple[float, Callable[[], object]]]
     )
-    _stopped: list[threads.Stopped] = field(default_factory=list[threads.Stopped])
+    _held: list["_Held"] = field(default_factory=list["_Held"])
     _groups: list[MemoryGroup] = field(default_factory=list[MemoryGroup])
 
     def __post_init__(self) -> None:
@@ -65,7 +75,8 @@ class Striker:
         self._later = [(at, act) for at, act in self._later if at > now]
         for act in due:
             act()
-        self._stopped = [stopped for stopped in self._stopped if not stopped.reap()]
+        for held in list(self._held):
+            self._look_at(held)
 
     def _soon(self, s: float, act: Callable[[], object]) -> None:
         self._later.append((self.clock.now() + s, act))
@@ -73,15 +84,15 @@ class Striker:
     @property
     def quiet(self) -> bool:
         """Whether nothing is still to be undone."""
-        return not self._later and not self._stopped and self.resume_at is None
+        return not self._later and not self._held and self.resume_at is None
 
     def close(self) -> None:
         """Undo what is still done."""
         for _, act in self._later:
             act()
         self._later = []
-        for stopped in self._stopped:
-            stopped.release()
+        for held in self._held:
+            held.holder.release()
         for group in self._groups:
             group.close()
 
@@ -145,7 +156,7 @@ class Striker:
             case "exit":
                 threads.Stopped(first.pid).exit(3)
             case "gil" | "hang":
-                return self._stuck(fault, first)
+                self._catch(fault, first)
             case "memory":
                 group = means.memory_group(f"trireme-chaos-{fault.number}")
                 if group is None:
@@ -162,20 +173,31 @@ class Striker:
         if process.send_signal(who, signal.SIGCONT):
             self.history.add("healed", number=fault.number)
 
-    def _stuck(self, fault: Fault, who: Identity) -> str:
-        stopped = threads.stuck(
+    def _catch(self, fault: Fault, who: Identity) -> None:
+        """In a thread of its own: it may take a while, and has to look on until the end."""
+        holder = threads.Holder(
             who.pid,
             lock=fault.kind == "gil",
             watch_s=1.2 * self.heartbeat_s,
             within_s=_CATCH_S,
             clock=self.clock,
         )
-        if stopped is None:
-            # It computes too little to be caught with the lock in its hands: stop all of it.
-            process.send_signal(who, signal.SIGSTOP)
-            return "never caught with the lock; all of it was stopped instead"
-        self._stopped.append(stopped)
-        return ""
+        self._held.append(_Held(fault, who, holder))
+
+    def _look_at(self, held: "_Held") -> None:
+        """Has it been caught, and is it over?"""
+        number, holder = held.fault.number, held.holder
+        if holder.caught and not held.noted:
+            held.noted = True
+            self.history.add("caught", number=number)
+        if holder.is_alive():
+            return
+        self._held.remove(held)
+        if not holder.caught:
+            # It computes too little to be caught with the lock in its hands, or is dead by now.
+            why = holder.problem or "never caught like that; all of it is stopped instead"
+            process.send_signal(held.who, signal.SIGSTOP)
+            self.history.add("instead", number=number, why=why)
 
     # --- Faults of the whole run ------------------------------------------------------------------
 
@@ -236,7 +258,6 @@ class Striker:
 
     def _lose_machine(self, *, damaged: bool) -> str:
         self.driven.end_everything()
-        self._stopped = []  # killed, and reaped with everybody
         self.driven.forget_memory()
         self.resume_at = self.clock.now()
         return damage.damage_checkpoint(self.driven.run, self.chance) if damaged else ""

@@ -4,8 +4,9 @@ A signal stops a whole process. A computing thread that alone stands still, with
 interpreter's lock in its hands, is what a hang in somebody's code looks like, and that takes
 ptrace. What is stopped here stays stopped until it is let go or its process is killed.
 
-ptrace knows the thread that asks, so all of this must be done by one thread, and that one must
-`reap` now and then: a traced thread that dies is gone only when its tracer has been told.
+ptrace knows the thread that asks, so all that is done to one process must be done by one thread,
+and that one must `reap` now and then: a traced thread that dies is gone only when its tracer has
+been told. `Holder` is such a thread.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import ctypes
 import os
 import select
 import signal
+import threading
 from pathlib import Path
 
 from protocol.clock import Clock, Deadline
@@ -26,6 +28,7 @@ _SYSCALL = b"\x0f\x05"
 # far more rarely.
 _SWITCHES_PER_S = 100.0
 _SLICE_S = 0.1
+_REAP_S = 0.005
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
@@ -121,6 +124,41 @@ def stuck(pid: int, *, lock: bool, watch_s: float, within_s: float, clock: Clock
         stopped.release()
         _wait(0.02)
     return None
+
+
+class Holder(threading.Thread):
+    """Catches a thread of another process, and holds it until that dies or is let go."""
+
+    def __init__(
+        self, pid: int, *, lock: bool, watch_s: float, within_s: float, clock: Clock
+    ) -> None:
+        """As in `stuck`. Begins at once."""
+        super().__init__(name=f"holder-{pid}", daemon=True)
+        self.pid = pid
+        self.caught: bool | None = None  # None: still at it
+        self.problem = ""
+        self._how = {"lock": lock, "watch_s": watch_s, "within_s": within_s}
+        self._clock = clock
+        self._let_go = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """In its own thread."""
+        try:
+            stopped = stuck(self.pid, clock=self._clock, **self._how)  # pyright: ignore[reportArgumentType]
+        except OSError as error:
+            self.problem, self.caught = str(error), False
+            return
+        self.caught = stopped is not None
+        while stopped is not None and not stopped.reap():
+            if self._let_go.wait(_REAP_S):
+                stopped.release()
+                return
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._let_go.set()
+        self.join()
 
 
 def _computes(pid: int) -> bool:
