@@ -191,26 +191,26 @@ def _objective(look: _Look, noise: int) -> Any:
 
 
 def _state(look: _Look) -> Own:
-    """Error of one more requantisation of 8-bit momentum, after a step of a fresh gradient.
+    """Error of one more requantisation of 8-bit momentum, relative to its size.
 
-    Relative to its size. The gradient stands in for the next step's: unit norm, like an average one
-    of this run's momentum over 1 / (1 - beta) steps.
+    In between comes a step in a random direction, as long as those that made this momentum were.
     """
     codes, scales = (_tensors(look.trial, f"momentum.{part}") for part in ("codes", "scale"))
+    generator = torch.Generator().manual_seed(0)
     error = size = 0.0
-    gradients = _gradients(look, TrainConfig())
     for parameter in parameters(look.trial.topology.model):
         if parameter.name not in codes:
             continue
         group = group_of(look.trial.topology.optimizer, parameter)
         kind, block = group.map, block_of(group)
-        stored = codes[parameter.name], scales[parameter.name]
-        momentum = quantised_state.dequantise(*stored, kind, block, parameter.shape)
-        fresh = gradients[parameter.name]
+        code = codes[parameter.name]
+        shape = tuple(code.shape)  # that of a projected gradient, where it is projected
+        momentum = quantised_state.dequantise(code, scales[parameter.name], kind, block, shape)
+        fresh = torch.randn(shape, generator=generator)
         share = (1.0 - group.momentum) * (_squares(momentum) / max(_squares(fresh), 1e-30)) ** 0.5
         moved = momentum * group.momentum + fresh * share
         coded = quantised_state.quantise(moved, kind, block)
-        again = quantised_state.dequantise(*coded, kind, block, parameter.shape)
+        again = quantised_state.dequantise(*coded, kind, block, shape)
         error += _squares(again - moved)
         size += _squares(moved)
     return {"momentum_error": (error / size) ** 0.5 if size else 0.0}

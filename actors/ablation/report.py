@@ -30,6 +30,7 @@ def entry(row: Row, trials: Sequence[Trial], measured: Sequence["Measured"]) -> 
         "name": row.name,
         "what": row.what,
         "settings": list(row.settings),
+        "figures": list(row.figures),
         "rate": first.rate,
         "seeds": [trial.seed for trial in trials],
         "loss": measures.spread(losses),
@@ -130,7 +131,8 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     held = row["optimizer_bytes_per_parameter"] or {"matrices": 0.0, "all": 0.0}
     peak = row["peak_rss_bytes"]
     reached = row.get("steps_to_baseline")
-    own = {key: value for key, value in row["own"].items() if key != "isometry_defect"}
+    hidden = () if "isometry" in row["figures"] else ("isometry_defect",)
+    own = {key: value for key, value in row["own"].items() if key not in hidden}
     return (
         row["name"],
         _with_spread(row["loss"], 4),

@@ -4,6 +4,8 @@ Every row is a handful of topology settings on top of the baseline's. The baseli
 parameters, one predicted token, a plain residual, no filter, full precision, dense gradients. The
 last row has everything on that works together.
 
+HALF and TENTH in a setting are those of the run's steps.
+
 A row's own figures are named here and measured in figures.py. Learning rates of rows with another
 optimizer are tuned: `--tune` tries the factors in RATES on each of them and shows what it found.
 """
@@ -45,7 +47,9 @@ MUON = (
     "optimizer.matrices.min_lr=0.002",
 )
 MUON_8BIT = (*MUON, "optimizer.matrices.kind=muon8bit")
-FOAM = ("optimizer.dense.kind=foam",)
+GALORE = ("optimizer.matrices.projection=galore", "optimizer.matrices.refresh_every=TENTH")
+FIRE = ("optimizer.fire_at=[HALF]",)
+FOAM = ("optimizer.dense.kind=foam", "optimizer.dense.level=3")
 STREAMS = ("model.streams=4",)
 AHEAD = ("model.predict_tokens=2",)
 FILTER = ("train.filter=loss",)
@@ -87,11 +91,30 @@ def _last(settings: tuple[str, ...], key: str) -> str:
 
 
 ROWS = (
-    Row("adamw", "AdamW, nothing else: the baseline", tuned=True),
+    Row("adamw", "AdamW, nothing else: the baseline", (), ("isometry",), tuned=True),
+    Row(
+        "adamw8bit",
+        "AdamW with 8-bit moments",
+        ("optimizer.matrices.kind=adamw8bit", "optimizer.dense.kind=adamw8bit"),
+    ),
     Row("muon", "Muon for matrices", MUON, tuned=True),
     Row("muon8bit", "Muon with 8-bit momentum", MUON_8BIT, ("state",)),
+    Row("normuon", "Muon, rows normalised", (*MUON, "optimizer.matrices.neuron_beta2=0.95")),
+    Row("galore", "AdamW in a quarter of the directions", GALORE),
+    Row("galore_muon8bit", "8-bit Muon in a quarter", (*MUON_8BIT, *GALORE), ("state",)),
+    Row(
+        "gum",
+        "Muon, a quarter or the rest (GUM)",
+        (*MUON, "optimizer.matrices.projection=gum", "optimizer.matrices.refresh_every=TENTH"),
+    ),
     Row("foam", "FOAM for embedding and norms", FOAM),
     Row("int4", "gradients as 4-bit integers", INT4),
+    Row(
+        "power",
+        "gradients as two factors of rank 16, error kept",
+        ("optimizer.codec=power", "optimizer.codec_rank=16"),
+    ),
+    Row("fire", "matrices made isometries half-way", FIRE, ("isometry",)),
     Row("nvfp4", "NVFP4 in all three products", FP4, ("rounding",)),
     Row("mxfp4", "MXFP4 backward", ("train.precision=mxfp4_backward",), ("rounding",)),
     Row(
@@ -116,8 +139,8 @@ ROWS = (
     Row(
         "everything",
         "all of them",
-        (*MUON_8BIT, *FOAM, *INT4, *FP4, *AHEAD, *STREAMS, *FILTER),
-        ("state", "rounding", "drafts", "gain", "filter"),
+        (*MUON_8BIT, *GALORE, *FOAM, *INT4, *FIRE, *FP4, *AHEAD, *STREAMS, *FILTER),
+        ("state", "isometry", "rounding", "drafts", "gain", "filter"),
     ),
 )
 
@@ -141,6 +164,15 @@ def chosen(only: str) -> list[Row]:
         if name not in known:
             raise UnknownRow(f"no row is called {name!r}; accepted: {', '.join(known)}")
     return [row for row in ROWS if row is BASELINE_ROW or row.name in names]
+
+
+def in_steps(settings: tuple[str, ...], steps: int) -> tuple[str, ...]:
+    """With HALF and TENTH as numbers."""
+    numbers = {"HALF": max(1, steps // 2), "TENTH": max(1, steps // 10)}
+    out = list(settings)
+    for word, number in numbers.items():
+        out = [text.replace(word, str(number)) for text in out]
+    return tuple(out)
 
 
 def schedule(steps: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.ablation.rows import BASELINE, COMMON, Row, schedule
+from actors.ablation.rows import BASELINE, COMMON, Row, in_steps, schedule
 from actors.beginning import Wanted, begin
 from actors.hardware import Hardware
 from actors.launcher import Launcher
@@ -78,7 +78,7 @@ def settings_of(plan: Plan, row: Row, seed: int, factor: float = 1.0) -> tuple[s
         f"seed={seed}",
         *BASELINE,
         *plan.settings,
-        *row.at_rate(factor)[len(BASELINE) :],
+        *in_steps(row.at_rate(factor)[len(BASELINE) :], plan.steps),
     )
 
 

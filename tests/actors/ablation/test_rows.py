@@ -4,7 +4,16 @@ import msgspec
 import pytest
 
 from actors import topology
-from actors.ablation.rows import BASELINE, BASELINE_ROW, COMMON, ROWS, UnknownRow, chosen, schedule
+from actors.ablation.rows import (
+    BASELINE,
+    BASELINE_ROW,
+    COMMON,
+    ROWS,
+    UnknownRow,
+    chosen,
+    in_steps,
+    schedule,
+)
 from actors.topology import Topology
 
 LOCAL = topology.TOPOLOGIES / "local.toml"
@@ -24,7 +33,7 @@ def changed(before: Topology, after: Topology) -> set[str]:
 def test_every_row_is_a_topology_that_can_be():
     for row in ROWS:
         for factor in (0.5, 1.0, 2.0):
-            made = decoded(*row.at_rate(factor))
+            made = decoded(*in_steps(row.at_rate(factor), 200))
             assert made.optimizer.matrices.lr == pytest.approx(row.rate() * factor)
 
 
@@ -35,6 +44,8 @@ def test_every_row_is_a_topology_that_can_be():
         ("foam", {"optimizer"}),
         ("int4", {"optimizer"}),
         ("nvfp4", {"train"}),
+        ("galore", {"optimizer"}),
+        ("fire", {"optimizer"}),
         ("mtp", {"model"}),
         ("mhc", {"model"}),
         ("collider", {"train"}),
@@ -43,7 +54,7 @@ def test_every_row_is_a_topology_that_can_be():
 )
 def test_a_row_changes_what_it_is_about_and_nothing_else(name: str, tables: set[str]):
     (row,) = (row for row in ROWS if row.name == name)
-    assert changed(decoded(*BASELINE), decoded(*row.all())) == tables
+    assert changed(decoded(*BASELINE), decoded(*in_steps(row.all(), 200))) == tables
 
 
 def test_the_baseline_has_every_technique_off():
@@ -52,13 +63,19 @@ def test_the_baseline_has_every_technique_off():
     assert (made.model.streams, made.model.predict_tokens) == (1, 1)
     assert (made.train.filter, made.train.precision) == ("none", "fp32")
     assert made.optimizer.codec == made.optimizer.dense_codec == "dense"
+    assert (made.optimizer.matrices.projection, made.optimizer.fire_at) == ("none", ())
+
+
+def test_steps_of_a_row_are_shares_of_the_runs():
+    assert in_steps(("a=[HALF]", "b=TENTH", "c=1"), 41) == ("a=[20]", "b=4", "c=1")
+    assert in_steps(("b=TENTH",), 3) == ("b=1",)
 
 
 def test_rows_are_chosen_by_name_and_come_with_the_baseline():
     assert [row.name for row in chosen("mhc, muon")] == ["adamw", "muon", "mhc"]
     assert chosen("") == list(ROWS)
     assert len({row.name for row in ROWS}) == len(ROWS)
-    with pytest.raises(UnknownRow, match="no row is called 'sophia'; accepted: adamw, muon"):
+    with pytest.raises(UnknownRow, match="no row is called 'sophia'; accepted: adamw, adamw8bit"):
         chosen("muon,sophia")
 
 
