@@ -26,6 +26,7 @@ _LATE_STEPS = 1
 _GUESTS_AFTER_STEP = 1
 # A run ends a while after its disk was full: everybody has to leave first.
 _AFTERMATH_S = 30.0
+_GUESTS_AGAIN_S = 2.0
 _NO_PROGRESS_S = 180.0
 
 
@@ -83,7 +84,7 @@ class Disturbed:
         self._driven = Driven(run, directory / "disturbed.out")
         self._watch = Watch(run, history)
         self._guests = Guests(run, directory)
-        self._with_guests = guests
+        self._with_guests, self._invite_at = guests, 0.0
         self._striker = Striker(
             self._driven,
             self._watch,
@@ -152,13 +153,17 @@ class Disturbed:
         self._history.add("began", launch=self._driven.launches, resumed=True)
 
     def _invite(self) -> None:
-        if self._with_guests and self._watch.step >= _GUESTS_AFTER_STEP:
-            self._with_guests = False
+        """Somebody at another host attaches, and attaches again after having been turned out."""
+        now = self._history.now()
+        if not self._with_guests or now < self._invite_at or self._watch.step < _GUESTS_AFTER_STEP:
+            return
+        self._invite_at = now + _GUESTS_AGAIN_S
+        if self._guests.cable is None:
             why = self._guests.invite()
-            if why:
-                self._history.add("uninvited", why=why)
-            else:
-                self._guests.attach()
+            self._with_guests = not why
+            self._history.add("invited", why=why)
+        elif not self._guests.here and self._striker.quiet:
+            self._guests.attach()
 
     def _check_progress(self) -> None:
         still_s = self._history.now() - max(self._watch.step_at, self._struck_at)
@@ -197,8 +202,9 @@ class Disturbed:
         if not self._striker.possible(fault):
             return False
         late = self._watch.step > fault.after_step + _LATE_STEPS
-        hurried = late and fault.effect in ("replaced", "unharmed")
-        return not fault.alone or hurried or self._recovered()
+        if fault.effect == "failed" and self._to_be_mended():
+            return False  # one reason at a time
+        return not fault.alone or late or self._recovered()
 
     def _recovered(self) -> bool:
         """Everybody lives, nothing is still to be undone, and a step has been committed since."""

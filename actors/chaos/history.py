@@ -6,6 +6,7 @@
     death      the supervisor has seen one end, or another
                stands in its place                            {name, incarnation, pid}
     step       a step is committed                            {step}
+    invited    workers elsewhere may come; or why not         {why}
     fault      something was done to the run                  {number, attempt, kind, targets, ...}
     healed     and undone, where it was for a while           {number}
     caught     a thread stands still as wanted                {number}

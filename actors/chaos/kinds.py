@@ -22,6 +22,8 @@ ACTORS = ("loader", "recorder", "trainer/*", "optimizer_shard/*", "rollout/*", "
 _SPAN = 0.88
 # Those whose sockets a second thread owns: their computing thread can be stuck by itself.
 _THREADED = ("trainer/*", "optimizer_shard/*", "data_worker/*")
+# Whoever looks for their traces must not find another one's.
+_ALONE = ("disk", "ledger", "checkpoint")
 _EVERYBODY = (*ACTORS, "supervisor", "forkserver/*")
 
 
@@ -130,7 +132,7 @@ def _fault(chance: random.Random, number: int, kind: Kind, terms: Terms) -> Faul
         after,
         at_s=round(terms.every_s * (number + 0.5 + 0.5 * chance.random()), 2),
         lasts_s=round(_lasts_s(chance, kind, terms.silence_s), 2),
-        alone=kind.effect in ("resumed", "failed") or chance.random() < 0.6,
+        alone=kind.name in _ALONE or chance.random() < 0.6,
     )
 
 
