@@ -213,7 +213,7 @@ def _state(look: _Look) -> Own:
         again = quantised_state.dequantise(*coded, kind, block, shape)
         error += _squares(again - moved)
         size += _squares(moved)
-    return {"momentum_error": (error / size) ** 0.5 if size else 0.0}
+    return {"momentum_error": (error / size) ** 0.5} if size else {}  # small ones stay in fp32
 
 
 def _drafts(look: _Look) -> Own:

@@ -36,8 +36,8 @@ BASELINE = (
     "optimizer.matrices.min_lr=0.0004",
     "optimizer.matrices.weight_decay=0.01",
     "optimizer.dense.kind=adamw",
-    "optimizer.dense.lr=0.005",
-    "optimizer.dense.min_lr=0.0005",
+    "optimizer.dense.lr=0.002",
+    "optimizer.dense.min_lr=0.0002",
     "optimizer.dense.clip=5.0",
 )
 
