@@ -25,7 +25,7 @@ _LATE_STEPS = 1
 # Attached workers come once the run has begun.
 _GUESTS_AFTER_STEP = 1
 # A run ends a while after its disk was full: everybody has to leave first.
-_AFTERMATH_S = 30.0
+_AFTERMATH_S = 15.0
 _GUESTS_AGAIN_S = 2.0
 _NO_PROGRESS_S = 180.0
 
@@ -97,6 +97,7 @@ class Disturbed:
         )
         self._faults = list(faults)
         self._struck_at = 0.0
+        self._broke_at = float("-inf")  # when something was done that ends the run
         self._attempts = 0
         self._waiting: dict[int, float] = {}  # since when faults that are due have waited
 
@@ -183,11 +184,12 @@ class Disturbed:
                 continue
             since = self._waiting.setdefault(fault.number, now)
             impatient = now - since > _PATIENCE_S
-            if not impatient and not self._may(fault):
+            if not impatient and not self._may(fault, now):
                 continue
             self._faults.remove(fault)
             if self._striker.possible(fault):
                 self._struck_at = now
+                self._broke_at = now if fault.effect == "failed" else self._broke_at
                 self._attempts += 1
                 if not self._striker.strike(fault, self._attempts):
                     self._faults.append(fault)
@@ -196,13 +198,13 @@ class Disturbed:
             self._history.add("skipped", number=fault.number, attempt=0, why=why)
             return
 
-    def _may(self, fault: Fault) -> bool:
+    def _may(self, fault: Fault, now: float) -> bool:
         """Whether the moment is right: whom it is about is there, and nobody is missing if it
         wants to be alone, unless it is late."""
         if not self._striker.possible(fault):
             return False
         late = self._watch.step > fault.after_step + _LATE_STEPS
-        if fault.effect == "failed" and self._to_be_mended():
+        if fault.effect == "failed" and now - self._broke_at < _AFTERMATH_S:
             return False  # one reason at a time
         return not fault.alone or late or self._recovered()
 
