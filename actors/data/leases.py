@@ -18,7 +18,8 @@ said twice.
 from collections import Counter
 
 from actors.data.ordering import Key
-from actors.data.works import Grant, Hungry, Poisoned, Queue, Work, Worker
+from actors.data.pools import Pools
+from actors.data.works import Grant, Poisoned, Work, Worker
 from protocol.messages import Pool
 
 __all__ = ["Grant", "LeaseTable", "Poisoned", "Work", "Worker"]
@@ -28,9 +29,17 @@ class LeaseTable:
     """All works, workers and leases of one loader's life."""
 
     def __init__(
-        self, *, lease_s: float, limit: int, max_deaths: int, first_lease: int = 0
+        self,
+        *,
+        lease_s: float,
+        limit: int,
+        max_deaths: int,
+        first_lease: int = 0,
+        urgency: int | None = None,
     ) -> None:
-        """`limit`: leases a worker may hold. `first_lease`: later ones count up from it."""
+        """`limit`: leases a worker may hold. `first_lease`: later ones count up from it.
+        `urgency`: what is due so much earlier goes first whatever the pools; None: never.
+        """
         self._lease_s = lease_s
         self._limit = limit
         self._max_deaths = max_deaths
@@ -39,12 +48,9 @@ class LeaseTable:
         self._leases: dict[int, Key] = {}  # current ones, and past ones of unfinished works
         self._deaths: Counter[int] = Counter()  # by sample: in a later epoch it is no healthier
         self.workers: dict[str, Worker] = {}
-        self.fast = Queue()
-        self.slow = Queue()
-        self._suspects = Queue()
+        self._pools = Pools(urgency)
+        self.fast, self.slow = self._pools.fast, self._pools.slow
         self._reserved = ""  # a worker for them, one at a time: it gets nothing else
-        self._hungry: dict[Pool, Hungry] = {"fast": Hungry(), "slow": Hungry()}
-        self._members: Counter[Pool] = Counter()
         self._leased = 0
         self.late = 0  # results nobody waited for any more
 
@@ -58,19 +64,13 @@ class LeaseTable:
         work = self._works.get(key)
         if work is None:
             work = self._works[key] = Work(key, order, is_slow=slow)
-            self._queue_of(work).push(work)
+            self._pools.queue_of(work).push(work)
         elif order < work.order:
             work.order = order
-            queue = self._queue_of(work)
+            queue = self._pools.queue_of(work)
             if key in queue:
                 queue.discard(key)
                 queue.push(work)
-
-    def _queue_of(self, work: Work) -> Queue:
-        """Where it waits, when it does."""
-        if work.is_suspect:
-            return self._suspects
-        return self.slow if work.stage or work.is_slow else self.fast
 
     def forget_all(self, now: float) -> None:
         """Nobody wants anything any more."""
@@ -82,7 +82,7 @@ class LeaseTable:
         work = self._works.pop(key, None)
         if work is None:
             return
-        self._queue_of(work).discard(key)
+        self._pools.queue_of(work).discard(key)
         for lease in (work.lease, *work.past):
             self._leases.pop(lease, None)
         if work.lease >= 0:
@@ -102,6 +102,11 @@ class LeaseTable:
     def leased(self) -> int:
         """Leases out."""
         return self._leased
+
+    @property
+    def parked(self) -> int:
+        """Samples that wait, of those leased."""
+        return sum(len(worker.parked) for worker in self.workers.values())
 
     @property
     def remote_workers(self) -> int:
@@ -124,7 +129,7 @@ class LeaseTable:
             poisoned = self.leave(name, blame=blame, now=now)
         worker = Worker(name, incarnation, pool, shares_files, heard=now, limit=self._limit)
         self.workers[name] = worker
-        self._members[pool] += 1
+        self._pools.members[pool] += 1
         return poisoned
 
     def request(self, name: str, credit: int, now: float) -> bool:
@@ -145,17 +150,17 @@ class LeaseTable:
     def assign(self, name: str, pool: Pool) -> None:
         """From now on `name` is one of that pool. What it has it keeps."""
         worker = self.workers[name]
-        self._members[worker.pool] -= 1
-        self._members[pool] += 1
+        self._pools.members[worker.pool] -= 1
+        self._pools.members[pool] += 1
         worker.pool = pool
-        self._hungry[pool].note(worker)
+        self._pools.note(worker)
 
     def _feed(self, worker: Worker, credit: int) -> None:
         """`worker` wants `credit` more, as far as it may hold them."""
         if worker.name == self._reserved:
             credit = 0
         worker.wants = max(0, min(credit, worker.limit - len(worker.held)))
-        self._hungry[worker.pool].note(worker)
+        self._pools.note(worker)
 
     def leave(self, name: str, *, blame: str, now: float) -> list[Poisoned]:
         """`name` is gone; what it held is free at once. The sample it worked on is blamed with
@@ -163,7 +168,7 @@ class LeaseTable:
         worker = self.workers.pop(name, None)
         if worker is None:
             return []
-        self._members[worker.pool] -= 1
+        self._pools.members[worker.pool] -= 1
         self._reserved = "" if name == self._reserved else self._reserved
         begun = {*list(worker.held)[:1], *worker.parked} if blame else set[int]()
         poisoned: list[Poisoned] = []
@@ -230,7 +235,7 @@ class LeaseTable:
         del self._leases[lease]
         self._leased -= 1
         work.lease, work.stage, work.state = -1, stage, state
-        self._queue_of(work).push(work)
+        self._pools.queue_of(work).push(work)
         return True
 
     def _settle(self, name: str, lease: int, now: float) -> Key | None:
@@ -240,7 +245,7 @@ class LeaseTable:
             worker.heard = now
             was_parked = lease in worker.parked  # its place was given away when it was parked
             worker.drop(lease, now)
-            if name == self._reserved and worker.is_idle and not self._suspects:
+            if name == self._reserved and worker.is_idle and not self._pools.suspects:
                 self._reserved = ""
                 self._feed(worker, worker.limit)
             else:
@@ -285,10 +290,9 @@ class LeaseTable:
         those to whoever was served longest ago."""
         made = self._try_suspect(now)
         while self.fast or self.slow:
-            for worker in sorted(
-                self._first(), key=lambda worker: (len(worker.held), worker.newest)
-            ):
-                key = self._pick(worker)
+            first = self._pools.first(self.workers)
+            for worker in sorted(first, key=lambda worker: (len(worker.held), worker.newest)):
+                key = self._pools.pick(worker, self.workers)
                 if key is not None:
                     made.append(self._grant(worker, self._works[key], now))
                     break
@@ -296,45 +300,21 @@ class LeaseTable:
                 break
         return made
 
-    def _first(self) -> list[Worker]:
-        """Of each pool, who is served next."""
-        found = [hungry.first(self.workers, pool) for pool, hungry in self._hungry.items()]
-        return [worker for worker in found if worker is not None]
-
     def _try_suspect(self, now: float) -> list[Grant]:
         """A worker with nothing else, for a sample that may have ended another."""
-        if not self._suspects:
+        if not self._pools.suspects:
             return []
         if not self._reserved:
-            first = min(self._first(), key=lambda worker: len(worker.held), default=None)
+            first = min(
+                self._pools.first(self.workers), key=lambda worker: len(worker.held), default=None
+            )
             if first is None:
                 return []
             self._reserved = first.name
             first.wants = 0
         worker = self.workers[self._reserved]
-        key = self._suspects.pop() if worker.is_idle else None
+        key = self._pools.suspects.pop() if worker.is_idle else None
         return [] if key is None else [self._grant(worker, self._works[key], now)]
-
-    def _pick(self, worker: Worker) -> Key | None:
-        """The next sample for this worker, who holds no more than any other of its pool.
-
-        Slow workers hold next to nothing, so that a slow sample never waits behind a queue; new
-        ones they take only when there is no other. Fast workers take slow samples only when they
-        have nothing at all, and no slow worker has. Without slow workers fast ones do all.
-        """
-        if worker.pool == "slow":
-            if len(worker.held) > 1:
-                return None
-            return self.slow.pop() if self.slow else self.fast.pop()
-        if self.slow and not self._members["slow"]:
-            return self.slow.pop()
-        if self.fast or worker.held or self._is_slow_one_idle():
-            return self.fast.pop()
-        return self.slow.pop()
-
-    def _is_slow_one_idle(self) -> bool:
-        first = self._hungry["slow"].first(self.workers, "slow")
-        return first is not None and first.is_idle
 
     def _grant(self, worker: Worker, work: Work, now: float) -> Grant:
         lease = self._next_lease
@@ -361,7 +341,7 @@ class LeaseTable:
         work.lease = -1
         work.past.append(lease)
         self._leased -= 1
-        self._queue_of(work).push(work)
+        self._pools.queue_of(work).push(work)
         if not blame:
             return []
         sample = key[1]
@@ -382,14 +362,16 @@ class LeaseTable:
             assert 0 <= worker.wants <= max(0, worker.limit - len(worker.held)), (
                 f"{worker.name}'s credit"
             )
-        queues = (self.fast, self.slow, self._suspects)
+        queues = (self.fast, self.slow, self._pools.suspects)
         for key, work in self._works.items():
             places = (work.lease in out, *(key in queue for queue in queues))
             assert sum(places) == 1, f"{key} is in {sum(places)} places at once"
-            assert work.lease in out or key in self._queue_of(work), f"{key} in the wrong queue"
+            assert work.lease in out or key in self._pools.queue_of(work), (
+                f"{key} in the wrong queue"
+            )
         current = {work.lease for work in self._works.values() if work.lease >= 0}
         assert current == set(out), "a holder nobody waits for"
         known = {lease for work in self._works.values() for lease in (work.lease, *work.past)}
         assert set(self._leases) == known - {-1}, "a lease without a work"
         members = Counter(worker.pool for worker in self.workers.values())
-        assert +self._members == members, "pools miscounted"
+        assert +self._pools.members == members, "pools miscounted"

@@ -96,6 +96,12 @@ class Queue:
                 return key
         return None
 
+    def first(self) -> int | None:
+        """Order of the first; None when there is none."""
+        while self._heap and self._heap[0][1] not in self._keys:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
     def discard(self, key: Key) -> None:
         """Whoever it was, it is no longer queued."""
         self._keys.discard(key)

@@ -100,10 +100,13 @@ class Deciding(Generic[V]):
         self._lines = Costs(samples)
         self._batching: Batching[V] | None = None
         self._horizon: Horizon[Turn] | None = None
-        self._pace = Pace(rules.batch_size)
+        self._pace = Pace()
         self._states: dict[Key, V] = {}
         self._spent: dict[Key, Timing] = {}  # before a hand-over
         self._fast_line_s = _QUEUE_S
+        self._least = rules.batches_ahead * rules.batch_size
+        self._farther = 0  # looked ahead beyond that, by experience
+        self._held_back = False  # workers have been idle though there were turns
         self._split_at = 0.0
 
     def _new_table(self, first_lease: int) -> LeaseTable:
@@ -113,6 +116,8 @@ class Deciding(Generic[V]):
             limit=1,
             max_deaths=rules.max_deaths,
             first_lease=first_lease,
+            # In strict order nothing is gained by what lies far beyond the next batch.
+            urgency=rules.batch_size if rules.order == "strict" else None,
         )
 
     # --- epochs -----------------------------------------------------------------------------------
@@ -125,7 +130,7 @@ class Deciding(Generic[V]):
         batching = Batching[V](share, rules.batch_size, rules.order, drop_last=rules.drop_last)
         self._batching = batching
         self._horizon = Horizon(batching.draw, self._expect)
-        self._pace = Pace(rules.batch_size)
+        self._pace = Pace()
 
     def forsake(self, now: float) -> None:
         """Nobody wants the rest of the epoch."""
@@ -150,18 +155,33 @@ class Deciding(Generic[V]):
 
     # --- demand -----------------------------------------------------------------------------------
 
-    def consumed(self, now: float) -> None:
-        """The consumer has taken a batch."""
+    def consumed(self, now: float, *, waited: bool) -> None:
+        """The consumer has taken a batch; `waited`: it had to wait for it.
+
+        If workers were idle before that, for want of turns, we had not looked ahead far enough.
+        """
         self._pace.consumed(now)
+        if waited and self._held_back:
+            self._held_back = False
+            self._farther = min(self._farther + self._least, self._rules.most_ahead)
 
     def ahead(self) -> int:
-        """How many samples may be on their way or wait for their turn."""
-        rules = self._rules
-        slowest = self.costs.longest if rules.order == "ready" else self.costs.surprise
-        least = rules.batches_ahead * rules.batch_size
-        return window(self._pace.rate, slowest, least=least, most=max(least, rules.most_ahead))
+        """How many turns may have come beyond those consumed.
 
-    def _draw(self, now: float) -> None:
+        In strict order a batch waits for its slowest sample, so what is consumed during a surprise
+        has to be at hand. In ready order slow samples keep nobody waiting: they come on top of
+        what is looked ahead, so many that those which finish meanwhile are enough.
+        """
+        rules, rate = self._rules, self._pace.rate
+        least = min(self._least + self._farther, max(self._least, rules.most_ahead))
+        if rules.order == "strict":
+            most = max(least, rules.most_ahead)
+            return window(rate, self.costs.surprise, least=least, most=most)
+        slow = len(self._spent) + self.table.parked
+        meanwhile = max(rate * self.costs.longest, rules.batch_size)
+        return least + min(slow, int(meanwhile), rules.most_ahead)
+
+    def _draw(self) -> None:
         batching, horizon = self._batching, self._horizon
         if batching is None or horizon is None:
             return
@@ -183,12 +203,14 @@ class Deciding(Generic[V]):
 
     def grants(self, now: float) -> list[Leased[V]]:
         """Leases to give out."""
-        self._draw(now)
+        self._draw()
         if now >= self._split_at:
             self._split_at = now + _SPLIT_S
             self._fill_pools()
         made: list[Leased[V]] = []
-        for grant in self.table.grants(now):
+        grants = self.table.grants(now)
+        self._held_back = self._held_back or self._is_holding_back()
+        for grant in grants:
             pool = self.table.workers[grant.worker].pool
             lets_go = pool == "fast" and not grant.stage and self.split.slow
             made.append(
@@ -199,6 +221,14 @@ class Deciding(Generic[V]):
                 )
             )
         return made
+
+    def _is_holding_back(self) -> bool:
+        batching = self._batching
+        if self.table.fast or self.table.slow or batching is None:
+            return False
+        if batching.drawn == len(batching.share.samples):
+            return False
+        return any(worker.is_idle for worker in self.table.workers.values())
 
     def _fill_pools(self) -> None:
         """Who is fast and who is slow, and how much each may hold."""

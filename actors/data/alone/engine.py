@@ -108,9 +108,9 @@ class Engine:
             serial = self._ready.serial
         self._tell(lambda now: self._begin(share, after, known, serial, now))
 
-    def consumed(self) -> None:
-        """A batch was taken."""
-        self._tell(self._deciding.consumed)
+    def consumed(self, *, waited: bool) -> None:
+        """A batch was taken; `waited`: not at once."""
+        self._tell(lambda now: self._deciding.consumed(now, waited=waited))
 
     def close(self) -> None:
         """End the thread and all processes."""

@@ -2,18 +2,20 @@
 
 from collections import deque
 
-# Batches that the rate is measured over: enough to even out, few enough to follow.
-_MEASURED = 16
+# Batches and seconds that the rate is measured over, the longer of the two: a stall and the rush
+# that follows it are to even out.
+_BATCHES, _SECONDS = 16, 4.0
+# Before so much time has passed nobody can tell a rate from a rush.
+_LEAST_S = 0.5
 
 
 class Pace:
     """One epoch's consumption."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self) -> None:
         self.turns = 0  # over, as far as the consumer is concerned
-        self._batch_size = batch_size
         self._composed: deque[int] = deque()  # turns over by the end of each batch not yet taken
-        self._taken: deque[float] = deque(maxlen=_MEASURED + 1)
+        self._taken: deque[tuple[float, int]] = deque()  # when, and turns over by then
 
     def composed(self, turns: int) -> None:
         """A batch is ready; with it, so many turns are over."""
@@ -23,12 +25,15 @@ class Pace:
         """The oldest ready batch was taken."""
         if self._composed:
             self.turns = self._composed.popleft()
-        self._taken.append(now)
+        taken = self._taken
+        taken.append((now, self.turns))
+        while len(taken) > _BATCHES and now - taken[1][0] > _SECONDS:
+            taken.popleft()
 
     @property
     def rate(self) -> float:
         """Turns per second; 0 before two batches were taken."""
         if len(self._taken) < 2:
             return 0.0
-        between_s = max(self._taken[-1] - self._taken[0], 1e-6)
-        return self._batch_size * (len(self._taken) - 1) / between_s
+        (since, before), (now, turns) = self._taken[0], self._taken[-1]
+        return (turns - before) / max(now - since, _LEAST_S)

@@ -64,17 +64,17 @@ class Running:
 
     def take(self) -> Batch | None:
         """The next batch; None when the epoch is over. Raises what stopped the engine."""
-        ready = self._ready
+        ready, waited = self._ready, False
         with ready.changed:
             while not ready.batches:
                 if ready.problem is not None:
                     raise ready.problem
                 if ready.over:
                     return None
-                ready.waited = True
+                ready.waited = waited = True
                 ready.changed.wait(_PATIENCE_S)
             batch = ready.batches.popleft()
-        self._engine.consumed()
+        self._engine.consumed(waited=waited)
         return batch
 
     def left_out(self) -> dict[int, str]:

@@ -91,7 +91,7 @@ class Done(msgspec.Struct, array_like=True):
     value: Value
     line_s: float  # the worker was busy with it, here
     total_s: float  # from its begin to its end here, waits included
-    cpu_s: float  # of the worker's thread
+    cpu_s: float  # computing, or ready to compute
 
 
 class Over(msgspec.Struct, array_like=True):

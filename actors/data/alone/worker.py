@@ -100,6 +100,10 @@ class Worker:
         self._report = _Report()
         self._listen_at = 0.0
         self._leaving = False
+        try:
+            self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # a kernel that does not count waits for a core
+            self._schedule = -1
         self._poll = select.poll()
         for source in (link, self._waits):
             self._poll.register(source, select.POLLIN)
@@ -164,7 +168,7 @@ class Worker:
         """Go on with a sample until it is done, waits, or has taken too long."""
         task, steps = sample.task, self._job.steps
         self._note[0], self._note[1] = task.lease, time.monotonic_ns()
-        began, cpu = self._clock(), time.thread_time()
+        began, cpu = self._clock(), self._computing()
         line_s = sample.line_s
         if sample.problem is not None:
             self._refuse(task.lease, sample.problem)
@@ -174,7 +178,7 @@ class Worker:
                 step = steps[sample.step]
                 if step.parallel:
                     sample.line_s = line_s + self._clock() - began
-                    sample.cpu_s += time.thread_time() - cpu
+                    sample.cpu_s += self._computing() - cpu
                     self._park(sample, step)
                     return
                 self._chance.seed_modules(task.epoch, task.sample, sample.step)
@@ -182,14 +186,21 @@ class Worker:
                 sample.step += 1
                 sample.line_s = line_s + self._clock() - began
                 if sample.line_s > task.cutoff_s and sample.step < len(steps):
-                    sample.cpu_s += time.thread_time() - cpu
+                    sample.cpu_s += self._computing() - cpu
                     if self._hand_over(sample):
                         return
-                    cpu = time.thread_time()
-            sample.cpu_s += time.thread_time() - cpu
+                    cpu = self._computing()
+            sample.cpu_s += self._computing() - cpu
             self._deliver(sample)
         except Exception as error:  # noqa: BLE001 - whatever users' functions raise is counted
             self._refuse(task.lease, error)
+
+    def _computing(self) -> float:
+        """Seconds that the line has computed, or stood ready to while others had its core."""
+        if self._schedule < 0:
+            return time.thread_time()
+        ran_ns, stood_ns = os.pread(self._schedule, 64, 0).split()[:2]
+        return (int(ran_ns) + int(stood_ns)) / 1e9
 
     def _call(self, step: Step, sample: _Sample) -> Any:
         if not step.takes_rng:

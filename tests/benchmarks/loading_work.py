@@ -1,0 +1,192 @@
+"""Workloads for data loaders, modelled on MinatoLoader's: quick samples and some that take long.
+
+    cpu-S    1-5 ms of computing; S % of the samples 100-500 ms more of it, over three stages
+    wait-S   the same with 100-500 ms of waiting in place of computing
+    code     Python's library and Rust files: read, verified (rustc in the sandbox), tokenized
+    small    nothing but an index and 16 numbers: what a loader itself costs
+
+Costs are drawn once, by sample, so every loader gets the same work. Computing is counted by the
+thread's own clock: a machine that is shared makes samples late, not larger.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CORES = 2
+BATCH = 16
+Sample = tuple[int, "np.ndarray[Any, np.dtype[np.float32]]"]
+# Where the first sample that is begun says when; set for a run by its parent.
+BEGAN = "LOADING_BEGAN"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, by sample."""
+
+    quick: "np.ndarray[Any, np.dtype[np.float64]]"  # of computing
+    slow: "np.ndarray[Any, np.dtype[np.float64]]"  # beyond that; 0 of quick samples
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is done to sample i, stage by stage."""
+
+    name: str
+    samples: int
+    stages: tuple[Callable[[Any], Any], ...]
+    waits: int = -1  # the stage that waits; -1: none
+    costs: "np.ndarray[Any, np.dtype[np.float64]] | None" = None  # seconds of computing, by sample
+    batch: int = BATCH
+
+
+@cache
+def costs(share: float, samples: int) -> Costs:
+    """Drawn once for all."""
+    chance = np.random.default_rng(7)
+    quick = chance.uniform(0.001, 0.005, samples)
+    is_slow = chance.random(samples) < share
+    return Costs(quick, np.where(is_slow, chance.uniform(0.1, 0.5, samples), 0.0))
+
+
+def busy(seconds: float) -> None:
+    """Compute for so long."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        sum(range(300))
+
+
+_began = False
+
+
+def begin() -> None:
+    """Note when the first sample of this run was begun, in whichever process."""
+    global _began  # noqa: PLW0603 - once per process
+    if not _began:
+        _began = True
+        try:
+            fd = os.open(os.environ[BEGAN], os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        except (OSError, KeyError):
+            return
+        os.write(fd, repr(time.monotonic()).encode())
+        os.close(fd)
+
+
+def synthetic(share: float, *, waiting: bool, samples: int) -> Workload:
+    """cpu-S or wait-S."""
+    known = costs(share, samples)
+
+    def read(i: int) -> Sample:
+        begin()
+        busy(0.2 * known.quick[i])
+        return i, np.full(256, i, np.float32)
+
+    def wait(sample: Sample) -> Sample:
+        if known.slow[sample[0]]:
+            time.sleep(known.slow[sample[0]])
+        return sample
+
+    def transform(sample: Sample) -> Sample:
+        slow = 0.0 if waiting else known.slow[sample[0]]
+        busy((0.8 * known.quick[sample[0]] + slow) / 3)
+        return sample
+
+    stages = (read, *((wait,) if waiting else ()), transform, transform, transform)
+    computing = known.quick if waiting else known.quick + known.slow
+    kind = "wait" if waiting else "cpu"
+    return Workload(
+        f"{kind}-{round(100 * share)}", samples, stages, 1 if waiting else -1, computing
+    )
+
+
+def small(samples: int = 200_000) -> Workload:
+    """Nothing but the way."""
+
+    def read(i: int) -> Sample:
+        begin()
+        return i, np.full(16, i, np.float32)
+
+    return Workload("small", samples, (read,), batch=256)
+
+
+def code(directory: Path) -> Workload:
+    """Files of `directory` (.py and .rs), as a run treats them, without a memory of verdicts."""
+    from actors.data import stages, tokenizer
+    from protocol.messages import SampleRef
+
+    paths = sorted(path for path in directory.rglob("*") if path.suffix in (".py", ".rs"))
+    order = np.random.default_rng(3).permutation(len(paths))
+    refs = [
+        SampleRef(
+            name=paths[i].name,
+            language="rust" if paths[i].suffix == ".rs" else "python",
+            path=str(paths[i]),
+        )
+        for i in order
+    ]
+    document = (directory / "tokenizer.json").read_bytes()
+    options: list[stages.Options] = []
+
+    def known() -> stages.Options:
+        if not options:  # made in the worker: a tokenizer is no one's but its process's
+            encoder = tokenizer.load(document)
+            options.append(stages.Options(max_sample_bytes=4_000_000, encoder=encoder))
+        return options[0]
+
+    def read(i: int) -> tuple[int, bytes]:
+        begin()
+        return i, stages.read(stages.State(), refs[i], known()).text
+
+    def verify(sample: tuple[int, bytes]) -> tuple[int, bytes]:
+        i, text = sample
+        if refs[i].language == "rust":
+            from actors.data import rustc
+
+            rustc.compile_problem(text)
+        else:
+            stages.compile_problem(text.decode())
+        return sample
+
+    def tokenize(sample: tuple[int, bytes]) -> Sample:
+        i, text = sample
+        state = stages.tokenize(stages.State(text=text), refs[i], known())
+        assert state.tokens is not None
+        return i, np.resize(state.tokens, 512).astype(np.float32)
+
+    return Workload("code", len(refs), (read, verify, tokenize))
+
+
+NAMES = ("cpu-5", "cpu-20", "cpu-50", "wait-5", "wait-20", "wait-50", "code")
+
+
+def workload(name: str, corpus: Path | None = None) -> Workload:
+    """By name. `corpus`: files of "code"."""
+    kind, _, share = name.partition("-")
+    if kind == "code":
+        assert corpus is not None
+        return code(corpus)
+    if kind == "small":
+        return small()
+    return synthetic(int(share) / 100, waiting=kind == "wait", samples=20_000)
+
+
+class Whole:
+    """A workload as torch and its kin take it: all stages behind `dataset[i]`."""
+
+    def __init__(self, work: Workload) -> None:
+        self._work = work
+
+    def __len__(self) -> int:
+        return self._work.samples
+
+    def __getitem__(self, i: int) -> Sample:
+        value: Any = int(i)
+        for stage in self._work.stages:
+            value = stage(value)
+        return value
