@@ -94,7 +94,7 @@ def _ledgers(evidence: Evidence) -> Iterator[Finding]:
         odd = set(ours) ^ set(theirs)
         detail = f"{len(ours)} spans" if not odd else f"{len(odd)} differ: {sorted(odd)[:_SHOWN]}"
         yield Finding("the ledger is the twin's, row by row", not odd and bool(ours), detail)
-    problems = [*_gaps_in_samples(ours), *_gaps_in_rows(ours)]
+    problems = [*_gaps_in_samples(ours), *_gaps_in_rows(ours, evidence.steps)]
     yield Finding("no span lost or repeated", not problems, "; ".join(problems[:_SHOWN]))
     query = "SELECT sample, reason FROM quarantined WHERE ? ORDER BY sample"
     ours, theirs = (_rows(path, query, 1) for path in (evidence.disturbed, evidence.twin))
@@ -120,8 +120,8 @@ def _gaps_in_samples(spans: Iterable[Span]) -> Iterator[str]:
         upto[epoch, sample] = start + length
 
 
-def _gaps_in_rows(spans: Iterable[Span]) -> Iterator[str]:
-    """A row is filled from its beginning to its end, and all rows are as long."""
+def _gaps_in_rows(spans: Iterable[Span], steps: int) -> Iterator[str]:
+    """A row is filled from its beginning to its end; all are as long, and every step has all."""
     filled: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
     for _, _, _, length, step, rank, row, offset in spans:
         filled[step, rank, row].append((offset, length))
@@ -135,6 +135,11 @@ def _gaps_in_rows(spans: Iterable[Span]) -> Iterator[str]:
         lengths.add(at)
     if len(lengths) > 1:
         yield f"rows of {sorted(lengths)} tokens"
+    wanted = {place[1:] for place in filled}
+    for step in range(1, steps + 1):
+        missing = {place for place in wanted if (step, *place) not in filled}
+        if missing or not wanted:
+            yield f"step {step} lacks {len(missing)} rows"
 
 
 # --- Files ----------------------------------------------------------------------------------------
