@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from actors.hardware import Gpu
 from actors.parameters import applied_count, parameters, partition
+from actors.subspace import core_shape
 from actors.topology import Topology
 
 # Measured fp32 matrix products, operations per second and core (Zen 4; Zen 2 and 3 are close).
@@ -84,12 +85,16 @@ def shard_cost(topology: Topology, gpu: Gpu | None, cores: int) -> ShardCost:
 
 
 def newton_schulz_flops(topology: Topology, shard: int) -> float:
-    """Operations a step of `shard`'s orthogonalised matrices."""
+    """Operations a step of `shard`'s orthogonalised matrices, in the space they are kept in."""
     group = topology.optimizer.matrices
-    if group.kind != "muon":
+    if group.kind not in ("muon", "muon8bit"):
         return 0.0
     owned = partition(parameters(topology.model), topology.actors.optimizer_shards)[shard]
-    sizes = [sorted(p.shape) for p in owned if p.group == "matrices"]
+    small = group.projection == "galore"
+    shapes = [
+        core_shape(group, p.shape) if small else p.shape for p in owned if p.group == "matrices"
+    ]
+    sizes = [sorted(shape) for shape in shapes]
     return float(sum(4 * group.iterations * m * m * n for m, n in sizes))
 
 

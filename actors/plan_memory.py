@@ -5,25 +5,30 @@ optimizer state), a count of what autograd keeps for activations, and measured c
 process holds by merely existing.
 """
 
+from math import prod
+
 import msgspec
 
 from actors import codec_memory, gradient_slots
 from actors.optimizer.layout import group_of, state_layout, state_tensors
-from actors.parameters import Parameter, ffn_dim, parameters, partition
-from actors.topology import ModelSpec, Topology
-from actors.uplink import payload_bytes
+from actors.parameters import Parameter, parameters, partition
+from actors.plan_activations import FP32 as FP32
+from actors.plan_activations import activation_bytes as activation_bytes
+from actors.plan_activations import logit_bytes as logit_bytes
+from actors.subspace import OVERSAMPLE, basis_tensors, core_shape, rank_of
+from actors.topology import Topology
+from actors.uplink import payload_bytes, travelling_shape
 
-FP32 = 4
 # Resident memory of an idle process: with zmq, msgspec and numpy; with torch on top.
 LIGHT_PROCESS = 40_000_000
 TORCH_PROCESS = 260_000_000
 # CUDA's context and cuBLAS's workspaces, on the device.
 CUDA_CONTEXT = 600_000_000
-# The objective makes logits in pieces of this many elements and holds about three at a time.
-_LOGIT_BYTES = 3 * FP32 * (1 << 20)
 # Prompts are cut from functions; few are longer.
 _PROMPT_TOKENS = 512
 
+# Tensors of a gradient's size that a codec makes on its way, at most (measured).
+ENCODING = 8
 # Optimizers that decode or unfold their state before they use it.
 COMPRESSED = ("muon8bit", "adamw8bit", "foam")
 
@@ -55,17 +60,75 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of_trainer(topology: Topology) -> Memory:
-    """A trainer: codes, one fp32 gradient, activations of one micro-batch, its gradient slots."""
+    """A trainer: codes, gradients as far as they exist at the same time, activations of one
+    micro-batch, bases of projections, its gradient slots and what its codecs remember.
+    """
     model, train = topology.model, topology.train
-    unique = sum(p.numel for p in parameters(model))
     return Memory(
         weights=sum(_held(p) for p in parameters(model)),
-        gradients=FP32 * unique,
-        activations=activation_bytes(model, train.rows_per_trainer),
+        gradients=gradient_bytes(topology),
+        optimizer=_basis_bytes(topology),
+        activations=activation_bytes(model, train.rows_per_trainer, train),
         buffers=gradient_slots.segment_bytes(model, topology.optimizer)
         + codec_memory.segment_bytes(topology)
         + _batch_bytes(topology)
         + TORCH_PROCESS,
+    )
+
+
+def gradient_bytes(topology: Topology) -> int:
+    """Gradients of one trainer that exist at the same time.
+
+    A weight that is used more than once in a step (in every loop and micro-batch) has its gradient
+    added up until the last use: all of them together. One that is used once has it for a moment.
+    Projected gradients are added up as cores; those in whose bases are sought wait whole.
+    """
+    params, optimizer = parameters(topology.model), topology.optimizer
+    matrices = sorted((p.numel for p in params if p.group == "matrices"), reverse=True)
+    dense = sum(p.numel for p in params if p.group == "dense")
+    largest, group = max(matrices, default=0), optimizer.matrices
+    # What one layer makes at once: gate and up, the largest.
+    passing = 2 * largest
+    if optimizer.codec != "dense":
+        sizes = [prod(travelling_shape(optimizer, p)) for p in params if p.group == "matrices"]
+        passing += ENCODING * max(sizes, default=0)
+    again = topology.model.loops > 1 or topology.train.accumulation > 1
+    if group.projection == "none":
+        return FP32 * (dense + passing + (sum(matrices) if again else 2 * largest))
+    cores = sum(prod(core_shape(group, p.shape)) for p in params if p.group == "matrices")
+    # Without a random basis to begin with, all bases are sought in the first step.
+    together = len(matrices) if group.first_basis == "gradient" else _at_once(topology)
+    waiting = sum(matrices[:together])
+    if group.projection == "gum" and again:
+        waiting = max(waiting, round(group.remainder * sum(matrices)))
+    return FP32 * (dense + passing + waiting + (cores if again else 0))
+
+
+def _up_bytes(topology: Topology, parameter: Parameter) -> int:
+    """A gradient in its codec, and its share of the sketches of a new basis."""
+    group, size = topology.optimizer.matrices, payload_bytes(topology.optimizer, parameter)
+    if group.projection == "none" or parameter.group != "matrices":
+        return size
+    columns = min(rank_of(group, parameter.shape) + OVERSAMPLE, *parameter.shape)
+    sketches = (group.power_iterations + 1) * FP32 * columns * sum(parameter.shape)
+    return size + sketches // group.refresh_every
+
+
+def _at_once(topology: Topology) -> int:
+    """Matrices that get a new basis in the same step."""
+    count = sum(p.group == "matrices" for p in parameters(topology.model))
+    return -(-count // topology.optimizer.matrices.refresh_every)
+
+
+def _basis_bytes(topology: Topology) -> int:
+    group = topology.optimizer.matrices
+    if group.projection == "none":
+        return 0
+    return sum(
+        spec.nbytes
+        for p in parameters(topology.model)
+        if p.group == "matrices"
+        for spec in basis_tensors(group, p.shape)
     )
 
 
@@ -116,7 +179,8 @@ def on_device(memory: Memory, role: str) -> int:
     """The part of `memory` that lies on the GPU when the actor computes on one."""
     if role == "optimizer_shard":  # its state stays in the shared segment, where it survives
         return memory.gradients + memory.activations + CUDA_CONTEXT
-    return memory.weights + memory.gradients + memory.activations + CUDA_CONTEXT
+    kept = memory.weights + memory.optimizer
+    return kept + memory.gradients + memory.activations + CUDA_CONTEXT
 
 
 def wire(topology: Topology) -> Wire:
@@ -128,41 +192,11 @@ def wire(topology: Topology) -> Wire:
     ternary = sum(p.numel for p in params if p.kind == "ternary")
     down = round(ternary * FLIP_BITS_PER_WEIGHT / 8) + FP32 * (unique - ternary)
     return Wire(
-        up_bytes_per_step=n * sum(payload_bytes(topology.optimizer, p) for p in params),
+        up_bytes_per_step=n * sum(_up_bytes(topology, p) for p in params),
         down_bytes_per_step=n * down,
         # Each of n sends 2 (n - 1) / n of the gradient.
         bf16_allreduce_bytes_per_step=2 * unique * 2 * (n - 1),
     )
-
-
-def activation_bytes(model: ModelSpec, rows: int) -> int:
-    """What the forward pass of `rows` rows keeps for the backward pass."""
-    tokens, calls = rows * model.seq_len, model.layers * model.loops
-    layer = tokens * _layer_bytes_per_token(model)
-    kept = (
-        calls * tokens * FP32 * model.dim + layer
-        if model.activation_checkpointing
-        else calls * layer
-    )
-    # States after every loop with their gradients, and the head's gradient.
-    head = 2 * model.loops * tokens * FP32 * model.dim + FP32 * model.vocab_size * model.dim
-    return kept + head + logit_bytes(model, rows)
-
-
-def logit_bytes(model: ModelSpec, rows: int) -> int:
-    """What the objective holds while it makes logits piece by piece."""
-    return min(_LOGIT_BYTES, 3 * FP32 * rows * model.seq_len * model.vocab_size)
-
-
-def _layer_bytes_per_token(model: ModelSpec) -> int:
-    """Saved by one layer call for one token, counted in kernels/model/layers.py.
-
-    fp32: the inputs of four norms, q, k, v, attention's result and the input of its SubLN (9 C),
-    gate, up and the input of the second SubLN (3 F). int8: the inputs of o, qkv, gate-up and down.
-    """
-    C, F = model.dim, ffn_dim(model)
-    quantised = 3 * C + F if model.ternary else FP32 * (3 * C + F)
-    return FP32 * (9 * C + 3 * F) + quantised
 
 
 def _held(parameter: Parameter) -> int:

@@ -171,22 +171,28 @@ def _placement(seat: Seating, topology: Topology, counts: Counts) -> Placement:
 # --- What does not fit ----------------------------------------------------------------------------
 
 
-def gpu_excess(plan: Plan, hardware: Hardware) -> dict[int, int]:
-    """Bytes by which each GPU is too small for what sits on it; only those that are."""
+def gpu_excess(plan: Plan, hardware: Hardware, bound_gb: float = 0.0) -> dict[int, int]:
+    """Bytes by which each GPU is too small for what sits on it; only those that are.
+
+    `bound_gb`: what may be used of each; 0: all of it.
+    """
     excess: dict[int, int] = {}
     for gpu in hardware.gpus:
         needed = sum(plan_memory.on_device(a.memory, a.role) for a in _actors_on(plan, gpu))
-        if needed > gpu.memory_bytes > 0:
-            excess[gpu.index] = needed - gpu.memory_bytes
+        usable = gpu.memory_bytes
+        if bound_gb:
+            usable = min(usable, round(bound_gb * 1e9))
+        if needed > usable > 0:
+            excess[gpu.index] = needed - usable
     return excess
 
 
 def smaller_batch(topology: Topology, excess: int) -> tuple[int, int] | None:
     """Rows and accumulation that save `excess` bytes and make the same step; None: no such."""
     rows, each = topology.train.rows_per_trainer, topology.train.accumulation
-    now = plan_memory.activation_bytes(topology.model, rows)
+    now = plan_memory.activation_bytes(topology.model, rows, topology.train)
     for fewer in range(rows - 1, 0, -1):
-        saved = now - plan_memory.activation_bytes(topology.model, fewer)
+        saved = now - plan_memory.activation_bytes(topology.model, fewer, topology.train)
         if excess > 0 and (rows * each) % fewer == 0 and saved >= excess:
             return fewer, rows * each // fewer
     return None
@@ -225,9 +231,18 @@ def _roles(actors: list[Placement]) -> str:
 
 
 def _gpu_memory(plan: Plan, topology: Topology, hardware: Hardware) -> list[str]:
-    """A line for every GPU that cannot hold what sits on it, with settings that would fit."""
+    """What sits on every GPU; where it is too much, settings that would fit."""
     notes: list[str] = []
-    for index, excess in gpu_excess(plan, hardware).items():
+    full = gpu_excess(plan, hardware)
+    for gpu in hardware.gpus:
+        sitting = _actors_on(plan, gpu)
+        if sitting and gpu.index not in full:
+            size = sum(plan_memory.on_device(a.memory, a.role) for a in sitting)
+            names = " and ".join(actor.name for actor in sitting)
+            notes.append(
+                f"cuda:{gpu.index} ({gpu.name}): {_gb(size)} of {_gb(gpu.memory_bytes)} for {names}"
+            )
+    for index, excess in full.items():
         gpu = next(gpu for gpu in hardware.gpus if gpu.index == index)
         names = " and ".join(actor.name for actor in _actors_on(plan, gpu))
         if smaller := smaller_batch(topology, excess):

@@ -41,10 +41,11 @@ def prepare(
     cut = fit_gpu_memory(fitted, hardware)
     if cut is not fitted:
         before, after = fitted.train, cut.train
+        room = f"{before.gpu_memory_gb:g} GB of " if before.gpu_memory_gb else ""
         note = (
-            f"{fitted.name}: {before.rows_per_trainer} rows at a time do not fit into the GPU's "
-            f"memory; {after.rows_per_trainer} rows x {after.accumulation} micro-batches take the "
-            f"place of {before.rows_per_trainer} x {before.accumulation}, the same step"
+            f"{fitted.name}: {before.rows_per_trainer} rows at a time do not fit into {room}the "
+            f"GPU's memory; {after.rows_per_trainer} rows x {after.accumulation} micro-batches "
+            f"take the place of {before.rows_per_trainer} x {before.accumulation}, the same step"
         )
     if late:
         cut = topologies.override(cut, late, source=source)
@@ -56,7 +57,8 @@ def fit_gpu_memory(topology: Topology, hardware: Hardware) -> Topology:
 
     The step stays the same mathematically. Unchanged when it fits, or when nothing would.
     """
-    excess = planner.gpu_excess(planner.plan(topology, hardware), hardware)
+    plan, bound = planner.plan(topology, hardware), topology.train.gpu_memory_gb
+    excess = planner.gpu_excess(plan, hardware, bound)
     smaller = planner.smaller_batch(topology, max(excess.values(), default=0))
     if smaller is None:
         return topology

@@ -13,6 +13,8 @@ Shape = tuple[int, ...]
 VERSION, BASIS = "version", "basis"
 # Codes of a basis that share a scale.
 BLOCK = 128
+# Columns beyond the rank while a basis is sought.
+OVERSAMPLE = 8
 
 
 def rank_of(group: OptimizerGroup, shape: Shape) -> int:

@@ -85,7 +85,9 @@ class Subspaces:
     def plan(self, name: str) -> projection.RefreshPlan:
         """How a basis of `name` is found."""
         rank = subspace.rank_of(self._group, self._named[name].shape)
-        return projection.RefreshPlan(rank, power_iterations=self._group.power_iterations)
+        return projection.RefreshPlan(
+            rank, subspace.OVERSAMPLE, power_iterations=self._group.power_iterations
+        )
 
     def random_basis(self, parameter: Parameter) -> dict[str, Array]:
         """The basis before the first refresh as it is kept; {} where there is none."""

@@ -118,6 +118,8 @@ class TrainSpec(Table, frozen=True):
 
     rows_per_trainer: Count = 4  # rows of seq_len + 1 tokens in one micro-batch
     accumulation: Count = 1  # micro-batches per step
+    # What a run may take of each GPU; micro-batches are cut to it. 0: all there is.
+    gpu_memory_gb: NotNegative = 0.0
     threads: Count = 1  # torch threads of a CPU trainer
     exit_entropy_weight: NotNegative = 0.05  # beta of the exit gate's objective (Ouro, stage I)
     prediction_weight: NotNegative = 0.3  # lambda of all predictions beyond the next token together

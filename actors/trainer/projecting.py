@@ -30,14 +30,14 @@ class Projecting:
         self._group = topology.optimizer.matrices
         self._named = {p.name: p for p in parameters(topology.model)}
         self.subspaces, self._device = Subspaces(topology), device
-        self._bases: dict[str, tuple[int, Tensor]] = {}
+        self._bases: dict[str, tuple[int, dict[str, Tensor]]] = {}
         self._held: dict[str, Tensor] = {}
         self._operands: dict[str, Round] = {}
 
     def gathering(self, step: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """How gradients of `step` that are projected at once are: by name, linear functions."""
         return {
-            name: partial(_project, self._basis(step, name))
+            name: partial(self._project, step, name)
             for name in self.subspaces.names
             if not self.subspaces.refreshes(step, name)
             and not self.subspaces.sends_remainder(step, name)
@@ -99,8 +99,7 @@ class Projecting:
         """From now on project on this basis (checked by `checked_basis`), unless it is old."""
         known = self._bases.get(name)
         if known is None or version >= known[0]:
-            basis = basis_of(self._group, torched(kept, self._device), self._named[name].shape)
-            self._bases[name] = (version, basis)
+            self._bases[name] = (version, torched(kept, self._device))
 
     def checked(
         self,
@@ -123,10 +122,10 @@ class Projecting:
         return kept
 
     def _basis(self, step: int, name: str) -> Tensor:
-        version, basis = self._bases[name]
+        """Decoded each time: as numbers, all bases would take a third of what gradients took."""
+        version, kept = self._bases[name]
         assert version == self.subspaces.version(step, name), (name, step, version)
-        return basis
+        return basis_of(self._group, kept, self._named[name].shape)
 
-
-def _project(basis: Tensor, gradient: Tensor) -> Tensor:
-    return project(gradient, basis)
+    def _project(self, step: int, name: str, gradient: Tensor) -> Tensor:
+        return project(gradient, self._basis(step, name))

@@ -1,4 +1,4 @@
-"""Topology files: the four that come with the code, decoding, emulation, copies."""
+"""Topology files: those that come with the code, decoding, emulation, copies."""
 
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ FIGURES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_four_topologies_come_with_the_code():
-    assert topology.names() == ["config_a", "config_b", "config_c", "local"]
+def test_five_topologies_come_with_the_code():
+    assert topology.names() == ["7b", "config_a", "config_b", "config_c", "local"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -161,7 +161,7 @@ def test_an_unknown_name_suggests_the_nearest():
 
 
 def test_files_that_are_no_topology_are_refused_in_words(tmp_path: Path):
-    with pytest.raises(TopologyError, match="no such file; accepted: config_a, config_b"):
+    with pytest.raises(TopologyError, match="no such file; accepted: 7b, config_a, config_b"):
         topology.load(str(tmp_path / "absent.toml"))
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(TopologyError, match=r"cannot be read: .*directory"):

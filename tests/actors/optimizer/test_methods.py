@@ -58,6 +58,25 @@ def test_the_layout_declares_what_the_kernels_declare(shape: tuple[int, ...]):
         (("optimizer.matrices.kind=muon8bit", "optimizer.matrices.neuron_beta2=0.95"), 1.02),
         (("optimizer.matrices.kind=adamw8bit",), 2.032),
         (("optimizer.matrices.kind=foam", "optimizer.matrices.level=3"), 1.0),
+        # GaLore at a rank of a quarter, its basis included.
+        (("optimizer.matrices.kind=muon8bit", "optimizer.matrices.projection=galore"), 0.45),
+        (
+            (
+                "optimizer.matrices.kind=muon8bit",
+                "optimizer.matrices.projection=galore",
+                "optimizer.matrices.basis=int4",
+            ),
+            0.35,
+        ),
+        (
+            (
+                "optimizer.matrices.kind=adamw8bit",
+                "optimizer.matrices.projection=galore",
+                "optimizer.matrices.rank=32",
+            ),
+            0.36,
+        ),
+        (("optimizer.matrices.kind=muon8bit", "optimizer.matrices.projection=gum"), 1.16),
     ],
 )
 def test_matrices_cost_what_was_promised(settings: tuple[str, ...], bytes_per_element: float):
