@@ -352,14 +352,15 @@ def put_aside(directory: Path, step: int) -> list[Path]:
     return stuck
 
 
-def prune(directory: Path, keep_last: int, upto: int) -> list[Path]:
-    """Remove all but the newest `keep_last` complete checkpoints; up to `upto` also unfinished ones
-    and those put aside.
+def prune(directory: Path, keep_last: int, upto: int, keep_every: int = 0) -> list[Path]:
+    """Remove all but the newest `keep_last` complete checkpoints and those of every `keep_every`th
+    step (0: none); up to `upto` also unfinished ones and those put aside.
 
     Returns what could not be removed. The manifest goes first: what is half removed is no
     checkpoint.
     """
-    doomed = listing(directory)[keep_last:]
+    old = listing(directory)[keep_last:]
+    doomed = [path for path in old if not keep_every or int(path.name[5:]) % keep_every]
     for path in (*directory.glob("*.tmp"), *directory.glob("step-*.damaged")):
         number = path.stem.removeprefix("step-")
         if path.name == CLOSING or (number.isdigit() and int(number) <= upto):

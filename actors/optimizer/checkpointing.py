@@ -230,8 +230,8 @@ class Checkpoints:
         for late in [s for s in self._gathered if s < step]:
             self._log.warning("checkpoint given up", step=late, why="a newer one came first")
             del self._gathered[late]
-        keep = self._topology.checkpoint.keep_last
-        for stuck in checkpoints.prune(self._directory, keep, step):
+        keep = self._topology.checkpoint
+        for stuck in checkpoints.prune(self._directory, keep.keep_last, step, keep.keep_every):
             self._log.warning("old checkpoint not removed", path=str(stuck))
         self._log.info("checkpoint written", step=step, path=str(path))
 

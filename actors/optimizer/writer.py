@@ -6,14 +6,22 @@ files show all parameters as they were when the checkpoint began, and a step is 
 of a parameter at most.
 """
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.checkpoints import memory_name, published_name, tensor_name, write_tensors
+from actors.checkpoints import (
+    file_digest,
+    memory_name,
+    published_name,
+    tensor_name,
+    write_tensors,
+)
 from actors.codec_memory import CodecMemory, MemoryLost
 from actors.optimizer.layout import kept_tensors
 from actors.optimizer.state import State
@@ -138,6 +146,7 @@ class ShardWriter:
                 files[name] = write_tensors(
                     fresh, self._specs(members), self._arrays(members), {"parameters": text}
                 )
+                _read_back(fresh, files[name])
                 fresh.replace(directory / name)
             self._result = Written(version, closing, files)
         except OSError as error:
@@ -211,3 +220,12 @@ class ShardWriter:
                     path.unlink(missing_ok=True)
                 except OSError:
                     return
+
+
+def _read_back(path: Path, sha: str) -> None:
+    """Raise `OSError` unless the disk gives back what was written: for that, the kernel has to
+    forget its own copy first."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if file_digest(path) != sha:
+        raise OSError(errno.EIO, f"{path.name} reads back otherwise than it was written")

@@ -199,6 +199,17 @@ def test_pruning_keeps_the_newest_and_clears_what_is_unfinished(tmp_path: Path):
     ]
 
 
+def test_every_so_many_steps_one_stays_for_good(tmp_path: Path):
+    for step in (4, 8, 12, 16, 20):
+        make(tmp_path, step)
+    assert checkpoints.prune(tmp_path, 1, upto=20, keep_every=8) == []
+    assert [path.name for path in checkpoints.listing(tmp_path)] == [
+        "step-00000020",
+        "step-00000016",
+        "step-00000008",
+    ]
+
+
 def test_damaged_checkpoints_make_room_for_new_ones_of_their_steps(tmp_path: Path):
     make(tmp_path, 4)
     flip(make(tmp_path, 8) / "matrices-0.safetensors")

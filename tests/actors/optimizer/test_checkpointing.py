@@ -178,6 +178,33 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(
     assert names(tmp_path) == ["step-00000002", "step-00000006"]
 
 
+def test_a_disk_that_gives_back_other_bytes_costs_a_checkpoint_but_not_the_run(
+    tmp_path: Path, digests: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    write, lies = writer.write_tensors, [False]
+
+    def forgets(path: Path, specs: Any, arrays: Any, metadata: Any) -> str:
+        sha = write(path, specs, arrays, metadata)
+        if lies[0]:
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+        return sha
+
+    monkeypatch.setattr(writer, "write_tensors", forgets)
+    exchange = Exchange(setting(), directory=tmp_path)
+    for _ in exchange.turns():
+        exchange.settle()
+        lies[0] = 2 <= exchange.shards[0].rounds.committed < 5
+    exchange.settle()
+    assert digests_of(exchange) == digests
+    said = [fields["why"] for event, fields in exchange.events if event == "checkpoint given up"]
+    assert said
+    assert all("reads back otherwise" in str(why) for why in said)
+    for path in checkpoints.listing(tmp_path):
+        checkpoints.verify(path)
+
+
 def test_the_last_checkpoint_is_tried_again_and_then_the_run_ends_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
