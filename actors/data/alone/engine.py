@@ -18,9 +18,10 @@ from typing import Any
 from actors import process
 from actors.data.alone import talk
 from actors.data.alone.batching import Composed, Share
-from actors.data.alone.deciding import Deciding, Leased, Loss, Timing
+from actors.data.alone.deciding import Deciding, Leased, Loss
 from actors.data.alone.seats import Heard, KeeperLost, Made, Seat, Seats
 from actors.data.crowd import Crowd
+from actors.data.learning import Timing
 from protocol.clock import Clock
 from protocol.waker import Waker
 
@@ -129,11 +130,11 @@ class Engine:
                 "batches": len(self._ready.batches),
             },
             "workers": len(table.workers),
-            "slow_workers": deciding.split.slow,
-            "cutoff_s": deciding.cutoff.seconds,
+            "slow_workers": deciding.learning.split.slow,
+            "cutoff_s": deciding.learning.cutoff.seconds,
             "ahead": deciding.ahead(),
             "replaced": self._replaced,
-            "handed_over": deciding.handovers,
+            "handed_over": deciding.learning.handovers,
             "late": table.late,
             "samples": deciding.seen,
             "refused": dict(deciding.refused),

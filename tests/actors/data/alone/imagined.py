@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from actors.data.alone.batching import Plan
-from actors.data.alone.deciding import Deciding, Leased, Rules, Timing
+from actors.data.alone.deciding import Deciding, Leased, Rules
 from actors.data.foresight import Features
+from actors.data.learning import Timing
 from actors.data.ordering import Order
 
 ANSWER_S = 0.0002  # from a worker to the loader and back

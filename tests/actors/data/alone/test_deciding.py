@@ -26,7 +26,7 @@ def test_workers_always_have_something_to_compute(order: Order, waiting: bool, s
     assert world.most_out < 1000
     if waiting:
         assert world.rate(5.0) > 0.97 * bound(world.work)
-        assert world.deciding.cutoff.seconds == NEVER_S
+        assert world.deciding.learning.cutoff.seconds == NEVER_S
 
 
 @pytest.mark.parametrize("order", ["strict", "ready"])
@@ -35,8 +35,8 @@ def test_what_is_delivered_is_what_was_computed(order: Order, share: float):
     # In the long run: how far the order of delivery may differ from that of drawing is bounded.
     world = World(mixture(share), order=order).run(150)
     assert world.of_bound(50) > 0.95
-    assert 0.002 < world.deciding.cutoff.seconds < 0.01
-    assert world.deciding.split.slow == 1
+    assert 0.002 < world.deciding.learning.cutoff.seconds < 0.01
+    assert world.deciding.learning.split.slow == 1
 
 
 @pytest.mark.parametrize("order", ["strict", "ready"])
@@ -63,7 +63,7 @@ def test_samples_of_one_kind_are_not_handed_over(slow: bool):
     seconds = chance.uniform(0.1, 0.5, 5000) if slow else chance.uniform(0.001, 0.005, 20000)
     world = World(lambda i: (Stage(seconds[i] / 2),) * 2, samples=len(seconds), workers=4)
     world.run(60 if slow else 10)
-    assert world.deciding.handovers == 0
+    assert world.deciding.learning.handovers == 0
     assert world.used > 0.97
 
 
@@ -73,8 +73,8 @@ def test_a_mixture_that_changes_is_followed():
         lambda i: few(i) if i < 8000 else many(i), order="ready", workers=8, shuffle=False
     ).run(60)
     assert world.used > 0.97
-    assert world.deciding.split.slow >= 6
-    assert 0.003 < world.deciding.cutoff.seconds < 0.006
+    assert world.deciding.learning.split.slow >= 6
+    assert 0.003 < world.deciding.learning.cutoff.seconds < 0.006
 
 
 def test_foresight_begins_slow_samples_early_instead_of_looking_far_ahead():
