@@ -26,6 +26,7 @@ class Guests:
         self._key = directory / "guest.key"
         self.who: Identity | None = None
         self.cable: Cable | None = None
+        self._gone: list[Identity] = []
 
     def invite(self) -> str:
         """Ask the run in; why that did not work out, else ""."""
@@ -54,6 +55,9 @@ class Guests:
     @property
     def here(self) -> bool:
         """Whether that host is attached."""
+        for who in [*self._gone, *([self.who] if self.who else [])]:
+            for _ in process.reap(who.pid):
+                pass
         return self.who is not None and process.alive(self.who)
 
     def lose(self) -> None:
@@ -61,6 +65,7 @@ class Guests:
         if self.who is not None:
             for who in [*descendants(self.who), self.who]:
                 process.send_signal(who, signal.SIGKILL)
+            self._gone.append(self.who)
             self.who = None
 
     def close(self) -> None:

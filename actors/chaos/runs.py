@@ -5,7 +5,7 @@ import os
 import select
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors import outcome, process
@@ -34,6 +34,7 @@ class Driven:
     launches: int = 0
     launcher: Identity | None = None
     code: int | None = None  # how the last launcher ended
+    _started: list[int] = field(default_factory=list[int])  # ours to reap
 
     def begin(self, topology: str, steps: int, settings: Iterable[str]) -> None:
         """A new run."""
@@ -48,14 +49,17 @@ class Driven:
         wanted = command(*arguments, "--run", str(self.run.path))
         env = process.environment()
         self.launcher = process.start(wanted, output=self.output, env=env)
+        self._started.append(self.launcher.pid)
         self.launches += 1
 
     def reap(self) -> bool:
-        """Whether the launcher has just ended. Everything that lost its parent is reaped too."""
+        """Whether the launcher has just ended. Nobody else is reaped: some are being traced."""
         gone = False
-        for ended in process.reap():
-            if self.launcher is not None and ended.pid == self.launcher.pid:
-                self.launcher, self.code, gone = None, ended.code, True
+        for pid in list(self._started):
+            for ended in process.reap(pid):
+                self._started.remove(pid)
+                if self.launcher is not None and pid == self.launcher.pid:
+                    self.launcher, self.code, gone = None, ended.code, True
         return gone
 
     def outcome(self) -> Outcome | None:

@@ -68,8 +68,6 @@ def _both_work(marks: Path, before: set[int], clock: Clock) -> None:
     while len(_pids(marks) - before) < _WORKERS:
         if within.passed():
             raise TimeoutError(f"its workers did not work within {_START_S:g} s")
-        for _ in process.reap():
-            pass
         select.select([], [], [], _LOOK_S)
 
 
@@ -82,5 +80,5 @@ def _end(who: Identity) -> None:
     workers = descendants(who)
     for one in [who, *workers]:
         process.send_signal(one, signal.SIGKILL)
-    for _ in process.reap():
+    for _ in process.reap(who.pid):
         pass

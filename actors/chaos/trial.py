@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors import hardware, parameters, planner, preparing, process
+from actors import hardware, parameters, planner, preparing
 from actors.chaos import figures, judge, kinds, means
 from actors.chaos.drive import Disturbed, Gave, Orders, undisturbed
 from actors.chaos.history import History
@@ -107,7 +107,6 @@ class Trial:
 
     def run(self, *, torchrun: bool) -> dict[str, Any]:
         """Both runs and the verdict: the report. Raises OSError."""
-        process.become_subreaper()
         if torchrun:
             self._say("first, what torchrun needs")
             self._torchrun = measure(self._directory / "torchrun", self._clock)
