@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from actors import subspace
+from actors.bases import BasisSchedule
 from actors.optimizer.instructions import Need
 from actors.optimizer.refreshing import basis_ref
 from actors.optimizer.state import Counts, State
 from actors.outbox import Outbox
 from actors.published import codec_of, published_tensors
-from actors.subspaces import Subspaces
 from protocol import flips
 from protocol import messages as m
 from protocol.segments import Segment
@@ -33,9 +33,9 @@ class Answers:
         shard: int,
         outbox: Outbox,
         segment: Segment | None,
-        subspaces: Subspaces,
+        schedule: BasisSchedule,
     ) -> None:
-        self._state, self._shard, self._subspaces = state, shard, subspaces
+        self._state, self._shard, self._schedule = state, shard, schedule
         self._outbox, self._segment = outbox, segment
         self._channel = f"exchange/{shard}"
         self._parameters = state.layout.parameters
@@ -64,7 +64,7 @@ class Answers:
             tensors, codec = (out.add(data), out.add(scale.copy())), "flips"
         else:
             tensors, codec = self._references(index, version, out), "dense"
-        new = self._subspaces.refreshes(version, parameter.name)
+        new = self._schedule.refreshes(version, parameter.name)
         message = m.Update(
             version=version,
             param=parameter.name,
@@ -132,10 +132,10 @@ class Answers:
         and whoever computes that step again has no need of it before.
         """
         kept, name = self._state.kept(index), self._parameters[index].name
-        if name not in self._subspaces.names:
+        if name not in self._schedule.names:
             return None
         version = int(kept[subspace.VERSION][0])
-        if not version and not self._subspaces.begins_random:
+        if not version and not self._schedule.begins_random:
             return None
         tensors = {key: array for key, array in kept.items() if subspace.is_of_basis(key)}
         return basis_ref(tensors, version, out)

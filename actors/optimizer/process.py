@@ -23,6 +23,7 @@ from actors.seat import Seat
 from actors.topology import Topology
 from protocol import segments
 from protocol.clock import Clock, Deadline, MonotonicClock
+from protocol.errors import SegmentError
 from protocol.messages import Metrics, RunDone, Stop
 from protocol.segments import Segment, segment_name
 from protocol.tensors import Attached
@@ -72,8 +73,8 @@ class _Life:
         segment: Segment,
         attached: Attached,
     ) -> None:
-        """Raises `StateError`, `CheckpointError`, `MemoryLost` or `SegmentError` when there is
-        nothing to go on from.
+        """Raises `StateError`, `CheckpointError` or `MemoryLost` when there is nothing to go on
+        from.
         """
         self._mailbox, self._topology = mailbox, topology
         self._clock: Clock = MonotonicClock()
@@ -194,10 +195,14 @@ class _Life:
 
 
 def _memories(seat: Seat, topology: Topology, attached: Attached) -> list[CodecMemory]:
-    """What the codecs of every rank remember. Raises `SegmentError` or `MemoryLost`."""
+    """What the codecs of every rank remember. Raises `MemoryLost`."""
     if not codec_memory.segment_bytes(topology):
         return []
-    return [
-        CodecMemory(topology, attached.get(segment_name(seat.run_id, f"trainer/{rank}", "memory")))
-        for rank in range(topology.actors.trainers)
-    ]
+    names = [f"trainer/{rank}" for rank in range(topology.actors.trainers)]
+    try:
+        found = [attached.get(segment_name(seat.run_id, name, "memory")) for name in names]
+    except SegmentError as error:
+        raise MemoryLost(
+            f"{error}: it holds what the gradient codec remembers; stop the run, then resume it"
+        ) from error
+    return [CodecMemory(topology, memory) for memory in found]

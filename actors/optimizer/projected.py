@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from actors import subspace
+from actors.bases import basis_of
 from actors.optimizer.layout import block_of
 from actors.optimizer.methods import METHODS, New
 from actors.optimizer_tables import OptimizerGroup
-from actors.subspaces import basis_of
 from kernels.optimizers import galore
 from kernels.optimizers.projection import unproject
 

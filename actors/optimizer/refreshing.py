@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from actors import subspace
+from actors.bases import BasisSchedule, basis_digest, kept_basis, numpied
 from actors.codecs import to_numpy, to_torch
 from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
 from actors.published import Array
-from actors.subspaces import Subspaces, basis_digest, kept_basis, numpied
 from actors.topology import Topology
 from kernels.optimizers.projection import Round, next_round
 from protocol import messages as m
@@ -35,7 +35,7 @@ class Refreshing:
 
     def __init__(self, topology: Topology, device: str) -> None:
         self._group = topology.optimizer.matrices
-        self.subspaces, self._device = Subspaces(topology), device
+        self.schedule, self._device = BasisSchedule(topology), device
         self._given: dict[str, dict[int, Sketched]] = {}
         self._rounds: dict[str, Round] = {}
         self._bases: dict[str, dict[str, Array]] = {}
@@ -45,7 +45,7 @@ class Refreshing:
         """A rank's sketch came. Raises `Malformed`."""
         name, product = parameter.name, sketched.product
         sides = (min(parameter.shape), max(parameter.shape))
-        shape = (sides[number % 2], self.subspaces.plan(name).columns(parameter.shape))
+        shape = (sides[number % 2], self.schedule.plan(name).columns(parameter.shape))
         if product.dtype != "float32" or product.shape != shape or sketched.tokens < 0:
             raise Malformed(f"sketch of {name}: {product.dtype} {product.shape}, expected {shape}")
         self._given.setdefault(name, {})[rank] = sketched
@@ -57,12 +57,12 @@ class Refreshing:
         asked = self._rounds.get(name)
         if asked is None or asked.number != number:
             assert number == 0
-            asked = self.subspaces.first_round(step, name, self._device)
+            asked = self.schedule.first_round(step, name, self._device)
         ordered = [given[rank] for rank in sorted(given)]
         summed = weighted_sum([s.tokens for s in ordered], (s.product for s in ordered))
         if not np.isfinite(summed).all():
             raise ValueError("the sum of all ranks' sketches holds values that are not finite")
-        answer = next_round(asked, to_torch(summed, self._device), self.subspaces.plan(name))
+        answer = next_round(asked, to_torch(summed, self._device), self.schedule.plan(name))
         if isinstance(answer, Tensor):
             self._bases[name] = numpied(kept_basis(self._group, answer))
         else:

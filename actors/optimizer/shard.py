@@ -71,7 +71,7 @@ class Shard:
         """
         self.topology, self.index, self.state = topology, index, state
         self._refreshing = Refreshing(topology, device)
-        self._answers = Answers(state, index, outbox, segment, self._refreshing.subspaces)
+        self._answers = Answers(state, index, outbox, segment, self._refreshing.schedule)
         self._clock, self._attached, self._device = clock, attached, device
         self._update = update
         self._parameters = state.layout.parameters
@@ -84,7 +84,7 @@ class Shard:
             ranks=self._ranks,
             checkpoint_every=topology.checkpoint.every_steps,
             last_step=topology.steps,
-            rounds=self._refreshing.subspaces.rounds,
+            rounds=self._refreshing.schedule.rounds,
         )
         versions = dict(zip(self._index_of, state.versions(), strict=True))
         known = {
@@ -155,7 +155,7 @@ class Shard:
             return
         parameter = self._parameters[self._index_of[name]]
         payload = self._payload(parameter, message, frames)
-        whole = self._refreshing.subspaces.sends_remainder(step, name)
+        whole = self._refreshing.schedule.sends_remainder(step, name)
         self._given[name][rank] = Contribution(message.tokens, payload, whole)
         self._perform(self.rounds.gradient(step, rank, name))
 
@@ -164,10 +164,10 @@ class Shard:
     ) -> tuple[Array, ...]:
         """What came of a gradient, where it lies. Raises `ProtocolError`."""
         codec, name = codec_of(self.topology.optimizer, parameter), parameter.name
-        subspaces = self._refreshing.subspaces
-        whole = subspaces.sends_remainder(message.step, name)
+        schedule = self._refreshing.schedule
+        whole = schedule.sends_remainder(message.step, name)
         specs = payload_tensors(self.topology.optimizer, parameter, whole=whole)
-        if message.basis != subspaces.version(message.step, name):
+        if message.basis != schedule.version(message.step, name):
             raise Malformed(f"gradient of {name}: projected on basis {message.basis}")
         if message.codec != codec or len(message.tensors) != len(specs) or message.tokens < 0:
             raise Malformed(f"gradient of {name}: codec {message.codec!r}, expected {codec!r}")

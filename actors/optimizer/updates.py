@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from actors.bases import BasisSchedule, torched
 from actors.codecs import decode, key_of, to_numpy, to_torch
 from actors.fire import fires
 from actors.optimizer.layout import group_of
@@ -18,7 +19,6 @@ from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
 from actors.published import Array, digest
 from actors.subspace import is_of_basis
-from actors.subspaces import Subspaces, torched
 from actors.topology import OptimizerGroup, Topology
 from actors.uplink import codec_of
 from kernels.model.initialise import init_parameter
@@ -143,13 +143,13 @@ def published(parameter: Parameter, master: Array) -> dict[str, Array]:
 
 def fill_fresh(state: State, topology: Topology) -> None:
     """Version 0 of every parameter of this shard, from the seed and its name alone."""
-    subspaces = Subspaces(topology)
+    schedule = BasisSchedule(topology)
     for index, place in enumerate(state.layout.places):
         parameter = place.parameter
         master = init_parameter(
             parameter.name, parameter.shape, topology.seed, topology.model.init_std
         ).numpy()
         shown = published(parameter, master)
-        state.fill(index, 0, {"master": master, **subspaces.random_basis(parameter)})
+        state.fill(index, 0, {"master": master, **schedule.random_basis(parameter)})
         state.publish(index, 0, shown, digest(parameter, shown))
     state.set_ready(0)

@@ -1,6 +1,7 @@
 """The process of one trainer: a mailbox around `Trainer`, and the device it computes on.
 
-Everything it needs comes from others, so it neither saves nor restores anything. Told to stop, it
+Everything it needs comes from others or, what gradient codecs remember, lies in a segment that
+outlives it; so it neither saves nor restores anything. Told to stop, it
 leaves: a stop is only looked at between two steps, when either all gradients of a step have been
 sent or none.
 """
@@ -41,8 +42,9 @@ def main(seat: Seat) -> int:
     gradients = segment_name(seat.run_id, seat.name, "gradients")
     with Mailbox(seat, connect) as mailbox, Attached(f"trireme-{seat.run_id}-") as attached:
         segment = _segment(gradients, mailbox)
-        remembered = _memory(seat, topology)
+        remembered: Segment | None = None
         try:
+            remembered = _memory(seat, topology)
             trainer = Trainer(
                 topology,
                 seat.index,
@@ -104,11 +106,16 @@ def _slots(segment: Segment, topology: Topology) -> GradientSlots:
 def _memory(seat: Seat, topology: Topology) -> Segment | None:
     """What this rank's codecs remember, if they do: it stays when this process goes.
 
-    Raises `SegmentError`.
+    Raises `MemoryLost`.
     """
     if not codec_memory.segment_bytes(topology):
         return None
-    return segments.attach(segment_name(seat.run_id, seat.name, "memory"))
+    try:
+        return segments.attach(segment_name(seat.run_id, seat.name, "memory"))
+    except SegmentError as error:
+        raise MemoryLost(
+            f"{error}: it holds what the gradient codec remembers; stop the run, then resume it"
+        ) from error
 
 
 def _prepare_torch(seat: Seat) -> None:

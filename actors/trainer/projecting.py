@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from actors import subspace
+from actors.bases import BasisSchedule, basis_digest, basis_of, torched
 from actors.codecs import to_numpy, to_torch
 from actors.parameters import Parameter, parameters
 from actors.published import Array
-from actors.subspaces import Subspaces, basis_digest, basis_of, torched
 from actors.topology import Topology
 from kernels.optimizers.projection import Round, contribution, project, unproject
 from protocol import messages as m
@@ -29,7 +29,7 @@ class Projecting:
     def __init__(self, topology: Topology, device: str) -> None:
         self._group = topology.optimizer.matrices
         self._named = {p.name: p for p in parameters(topology.model)}
-        self.subspaces, self._device = Subspaces(topology), device
+        self.schedule, self._device = BasisSchedule(topology), device
         self._bases: dict[str, tuple[int, dict[str, Tensor]]] = {}
         self._held: dict[str, Tensor] = {}
         self._operands: dict[str, Round] = {}
@@ -38,9 +38,9 @@ class Projecting:
         """How gradients of `step` that are projected at once are: by name, linear functions."""
         return {
             name: partial(self._project, step, name)
-            for name in self.subspaces.names
-            if not self.subspaces.refreshes(step, name)
-            and not self.subspaces.sends_remainder(step, name)
+            for name in self.schedule.names
+            if not self.schedule.refreshes(step, name)
+            and not self.schedule.sends_remainder(step, name)
         }
 
     def hold(self, name: str, gradient: Tensor) -> None:
@@ -54,16 +54,16 @@ class Projecting:
 
     def travelling(self, step: int, name: str, gradient: Tensor | None = None) -> Tensor:
         """What is to be encoded: of `gradient`, gathered or whole, or of the one that is held."""
-        if name not in self.subspaces.names:
+        if name not in self.schedule.names:
             assert gradient is not None
             return gradient
-        gathered = gradient is not None and not self.subspaces.sends_remainder(step, name)
+        gathered = gradient is not None and not self.schedule.sends_remainder(step, name)
         found = self._held[name] if gradient is None else gradient
         basis = self._basis(step, name)
         core = found if gathered else project(found, basis)
         if self._group.projection == "galore":
             return core
-        if not self.subspaces.sends_remainder(step, name):
+        if not self.schedule.sends_remainder(step, name):
             return core / (1.0 - self._group.remainder)
         missed = found - unproject(core, basis, tuple(found.shape))
         return missed / self._group.remainder
@@ -75,12 +75,12 @@ class Projecting:
     ) -> None:
         """Take the operand of a round. Raises `ProtocolError`."""
         name, number = message.param, message.round
-        if name not in self.subspaces.names or number < 1 or len(message.tensors) != 1:
+        if name not in self.schedule.names or number < 1 or len(message.tensors) != 1:
             raise Malformed(f"no sketch of {name[:80]!r} is wanted in round {number}")
         operand = read(message.tensors[0], frames, attached)
         sides = sorted(self._named[name].shape)
         product = "along" if number % 2 else "across"
-        shape = (sides[0 if number % 2 else 1], self.subspaces.plan(name).columns(tuple(sides)))
+        shape = (sides[0 if number % 2 else 1], self.schedule.plan(name).columns(tuple(sides)))
         if operand.dtype != np.float32 or operand.shape != shape:
             raise Malformed(f"operand of {name}: {operand.dtype} {operand.shape}, not {shape}")
         self._operands[name] = Round(number, product, to_torch(operand, self._device))
@@ -89,7 +89,7 @@ class Projecting:
         """The product of the gradient that is held with that round's operand."""
         asked = self._operands[name] if number else None
         if asked is None:
-            asked = self.subspaces.first_round(step, name, self._device)
+            asked = self.schedule.first_round(step, name, self._device)
         assert asked.number == number
         return to_numpy(contribution(asked, self._held[name]))
 
@@ -110,7 +110,7 @@ class Projecting:
     ) -> dict[str, Array]:
         """A private copy of a basis as it is kept. Raises `ProtocolError`."""
         specs = subspace.basis_tensors(self._group, parameter.shape)
-        if parameter.name not in self.subspaces.names or len(ref.tensors) != len(specs):
+        if parameter.name not in self.schedule.names or len(ref.tensors) != len(specs):
             raise Malformed(f"{parameter.name}: a basis of {len(ref.tensors)} tensors")
         kept: dict[str, Array] = {}
         for spec, tensor in zip(specs, ref.tensors, strict=True):
@@ -124,7 +124,7 @@ class Projecting:
     def _basis(self, step: int, name: str) -> Tensor:
         """Decoded each time: as numbers, all bases would take a third of what gradients took."""
         version, kept = self._bases[name]
-        assert version == self.subspaces.version(step, name), (name, step, version)
+        assert version == self.schedule.version(step, name), (name, step, version)
         return basis_of(self._group, kept, self._named[name].shape)
 
     def _project(self, step: int, name: str, gradient: Tensor) -> Tensor:

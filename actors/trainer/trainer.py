@@ -242,7 +242,7 @@ class Trainer:
         self._waiting_since = None
         step = self.rounds.step
         self._hooks.gather(self._projecting.gathering(step))
-        self.rounds.begin(self._projecting.subspaces.refreshing(step))
+        self.rounds.begin(self._projecting.schedule.refreshing(step))
         rows = self._batches[step]
         run_step(
             self.replica.model,
@@ -274,7 +274,7 @@ class Trainer:
 
     def _gradient_done(self, name: str, gradient: Tensor) -> None:
         step = self.rounds.step
-        if self._projecting.subspaces.refreshes(step, name):
+        if self._projecting.schedule.refreshes(step, name):
             self._projecting.hold(name, gradient)
         else:
             self._encode(name, self._projecting.travelling(step, name, gradient))
@@ -284,7 +284,7 @@ class Trainer:
     def _encode(self, name: str, travelling: Tensor) -> None:
         """Put what is to be sent of a gradient where it can be sent from, as often as needed."""
         step = self.rounds.step
-        whole = self._projecting.subspaces.sends_remainder(step, name)
+        whole = self._projecting.schedule.sends_remainder(step, name)
         payload = self._uplink.encode(step, self.replica.named[name], travelling, whole=whole)
         if self._slots is None:
             self._gradients[name] = [array.copy() for array in payload]
@@ -351,7 +351,7 @@ class Trainer:
             rank=self._rank,
             param=param,
             codec=codec_of(self._topology.optimizer, self.replica.named[param]),
-            basis=self._projecting.subspaces.version(step, param),
+            basis=self._projecting.schedule.version(step, param),
             tokens=self._facts.tokens,
             tensors=tensors,
         )

@@ -58,3 +58,21 @@ def test_kill_and_resume_keep_the_digest_with_everything_on(
     assert resumed.finish(200) == 0, resumed.story()
     assert [record["weights_digest"] for record in resumed.metrics()] == expected
     assert resumed.leftovers() == []
+
+
+def test_fire_at_a_resume_is_fire_in_the_topology(
+    start: Start, tmp_path_factory: pytest.TempPathFactory
+):
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    planned = start(
+        "--steps", "12", settings=(*SMALL, "optimizer.fire_at=[9]"), path=path, topology="local"
+    )
+    assert planned.finish(120) == 0, planned.story()
+    run = start("--steps", "8")
+    assert run.finish(120) == 0, run.story()
+    fired = run.resume("--fire", "--steps", "12")
+    assert fired.finish(120) == 0, fired.story()
+    both = [[record["weights_digest"] for record in one.metrics()] for one in (planned, fired)]
+    assert both[0] == both[1]
+    flips = [record["flips"] for record in fired.metrics()]
+    assert flips[8] > 2 * max(flips[9:])

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from actors import codecs, subspace
+from actors.bases import BasisSchedule, kept_basis, numpied
 from actors.optimizer import updates
 from actors.optimizer.updates import Contribution
 from actors.parameters import parameters
-from actors.subspaces import Subspaces, kept_basis, numpied
 from kernels.optimizers.projection import find_basis, project
 from protocol import codec
 from protocol import messages as m
@@ -218,7 +218,7 @@ def test_shared_bases_equal_a_single_process_in_double_precision(kind: str, rank
     topology = tiny(*GALORE, f"optimizer.matrices.kind={kind}", "optimizer.matrices.basis=float32")
     group = topology.optimizer.matrices
     parameter = next(p for p in parameters(topology.model) if p.name.endswith("ffn.gate.weight"))
-    subspaces = Subspaces(topology)
+    schedule = BasisSchedule(topology)
     generator = torch.Generator().manual_seed(ranks)
     kept = {
         spec.name: np.zeros(spec.shape, spec.dtype if spec.dtype == "int64" else "float64")
@@ -234,8 +234,8 @@ def test_shared_bases_equal_a_single_process_in_double_precision(kind: str, rank
         mean = sum(g * (t / sum(tokens)) for g, t in zip(each, tokens, strict=True))
         assert isinstance(mean, torch.Tensor)
         basis = None
-        if subspaces.refreshes(step, parameter.name):
-            plan = subspaces.plan(parameter.name)
+        if schedule.refreshes(step, parameter.name):
+            plan = schedule.plan(parameter.name)
             basis = numpied(kept_basis(group, find_basis(mean, plan, step)))
         p = torch.from_numpy((basis or ours)[subspace.BASIS])
         cores = [

@@ -28,7 +28,7 @@ _KINDS: dict[str, Kind] = {
 }
 
 
-class Subspaces:
+class BasisSchedule:
     """The schedule of one run's projections. Asked about other parameters it says no."""
 
     def __init__(self, topology: Topology) -> None:
