@@ -17,6 +17,7 @@ from actors import checkpoints, hardware, leftovers, planner, preparing, process
 from actors import topology as topologies
 from actors.hardware import Hardware
 from actors.rundir import RunDir, RunDirError
+from actors.supervisor import segments
 from actors.topology import Topology, TopologyError
 
 RUNS = Path("runs")
@@ -61,8 +62,12 @@ def begin(wanted: Wanted, found: Hardware) -> Begun:
     )
     _check_data(prepared.topology, prepared.source)
     path = wanted.run_dir or _new_path(prepared.topology.name)
+    _check_nobody_lives(RunDir(path.absolute()))
     run = rundir.create(path.absolute())
     lock = _lock(run)
+    # What a run that lay here before its directory was removed has left is not this one's.
+    segments.remove(run.run_id)
+    run.remove_socket_dir()
     _write_plan(run, prepared.topology, found)
     if wanted.run_dir is None:
         rundir.point_latest_at(run)
@@ -117,6 +122,17 @@ def _new_path(name: str) -> Path:
         path = RUNS / f"{name}-{stamp}-{number}"
         number += 1
     return path
+
+
+def _check_nobody_lives(run: RunDir) -> None:
+    """Raise `RunDirError` when a run goes on whose directory has been removed under it."""
+    left = [] if (run.path / "format").exists() else leftovers.living(run)
+    if left:
+        pids = " ".join(str(who.pid) for who in left)
+        raise RunDirError(
+            f"processes of an earlier run in {run.path} still live; end them (kill -9 {pids}), or "
+            "name another directory with --run"
+        )
 
 
 def _lock(run: RunDir) -> int:

@@ -1,17 +1,20 @@
 """What is refused before any process is started, and what a prepared run directory holds."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors import beginning, checkpoints, hardware, outcome, rundir, topology
+from actors import beginning, checkpoints, hardware, outcome, process, rundir, topology
 from actors.beginning import Begun, Wanted
 from actors.hardware import Hardware
 from actors.rundir import RunDirError
 from actors.supervisor import places, table
 from actors.topology import TopologyError
+from protocol import segments
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,25 @@ def test_a_used_directory_is_refused_without_resume(begun: Begun, here: Hardware
     begun.release()
     with pytest.raises(RunDirError, match="add --resume"):
         beginning.begin(Wanted("local", run_dir=begun.run.path), here)
+
+
+def test_what_a_removed_run_left_in_memory_is_not_taken_over(tmp_path: Path, here: Hardware):
+    run = rundir.RunDir(tmp_path / "run")
+    name = segments.segment_name(run.run_id, "optimizer_shard/0", "state")
+    segments.create(name, 64).close()
+    begun = beginning.begin(Wanted("local", run_dir=run.path), here)
+    begun.release()
+    assert segments.listing(f"trireme-{run.run_id}-") == []
+
+
+def test_a_run_that_goes_on_without_its_directory_is_not_joined(tmp_path: Path, here: Hardware):
+    run = rundir.RunDir(tmp_path / "run")
+    env = {**os.environ, process.RUN_MARK: run.run_id}
+    with subprocess.Popen(["sleep", "60"], env=env) as left:
+        with pytest.raises(RunDirError, match=rf"still live; end them \(kill -9 {left.pid}\)"):
+            beginning.begin(Wanted("local", run_dir=run.path), here)
+        left.kill()
+    assert not run.path.exists()
 
 
 def test_missing_data_is_refused_before_the_directory_is_made(tmp_path: Path, here: Hardware):
