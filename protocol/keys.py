@@ -147,8 +147,17 @@ class AllowList:
         if not path.exists():
             _write_private(path, msgspec.json.encode(allowed))
 
+    def labels(self, role: Role) -> list[str]:
+        """Who has been invited as `role`."""
+        return sorted(path.stem.removeprefix(f"{role}-") for path in self._files(role))
+
+    def _files(self, role: str = "") -> list[Path]:
+        return sorted(self._directory.glob(f"{role}*.json"))
+
     def revoke(self, role: Role, label: str) -> bool:
-        """Let that holder in no more. False when it was not on the list."""
+        """Let that holder in no more. False when it was not on the list. Raises `OSError`."""
+        if not _LABEL.fullmatch(label):
+            return False
         path = self._directory / f"{role}-{label}.json"
         existed = path.exists()
         path.unlink(missing_ok=True)
@@ -156,7 +165,7 @@ class AllowList:
 
     def __call__(self, public_key: str) -> Admission | None:
         """What `public_key` entitles to now; None: nothing. Unreadable files admit nobody."""
-        for path in sorted(self._directory.glob("*.json")):
+        for path in self._files():
             try:
                 found = msgspec.json.decode(path.read_bytes(), type=_Allowed)
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

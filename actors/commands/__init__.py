@@ -21,6 +21,7 @@ COMMANDS = {
     "stop": "End a run cleanly, with a checkpoint.",
     "kill": "Send a signal to actors of a run.",
     "invite": "Make a key that lets one remote host in.",
+    "revoke": "Shut an invited host out again.",
     "attach": "Join a run on another host.",
     "generate": "Complete a prompt with a run's newest weights.",
     "eval": "Measure a run's newest weights on held-out files.",

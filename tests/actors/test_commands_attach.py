@@ -18,6 +18,7 @@ from actors import asking, rundir
 from actors.commands import attach as attach_module
 from actors.commands.attach import attach
 from actors.commands.invite import invite
+from actors.commands.revoke import revoke
 from actors.data.tokenizer import digest_of, train
 from actors.rundir import RunDir
 from protocol import messages as m
@@ -183,6 +184,41 @@ def test_the_end_of_the_run_ends_the_attachment(house: House, tmp_path: Path):
         out, _ = process.communicate(timeout=20)
     assert process.returncode == 0
     assert out.endswith("the run has ended\n")
+
+
+@pytest.mark.system
+def test_a_host_that_is_revoked_is_out_within_seconds(tmp_path: Path):
+    run = rundir.create(tmp_path / "run")
+    house = House(run.keys)
+    house.start()
+    try:
+        path = key_for(house, tmp_path)
+        with attached(house, path) as process:
+            until(lambda: bool(house.finished), "a sample")
+            asked = CliRunner().invoke(revoke, ["attic", "--run", str(run.path)])
+            assert (asked.exit_code, asked.output) == (0, "attic is invited no more\n")
+            time.sleep(1.2)
+            before = dict(house.finished)
+            time.sleep(0.5)
+            assert house.finished == before
+            process.kill()
+        again = call(house.endpoint, "--key", str(path))
+        assert again.exit_code == 1
+        assert "never invited, or revoked" in again.output.splitlines()[-1]
+        assert house.node.counters()["forbidden"] > 0
+    finally:
+        house.over.set()
+        house.join()
+
+
+def test_revoking_a_stranger_names_those_who_are_in(tmp_path: Path):
+    run = rundir.create(tmp_path / "run")
+    asked = CliRunner().invoke(revoke, ["attic", "--run", str(run.path)])
+    assert (asked.exit_code, "there is: nobody" in asked.output) == (2, True)
+    AllowList(run.keys / "allowed").admit("data_worker", "cellar", new_keypair()[0])
+    asked = CliRunner().invoke(revoke, ["attic", "--run", str(run.path)])
+    assert (asked.exit_code, "there is: cellar" in asked.output) == (2, True)
+    run.remove_socket_dir()
 
 
 @pytest.mark.system

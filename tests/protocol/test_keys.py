@@ -108,8 +108,11 @@ def test_the_files_of_the_allow_list_decide_at_every_question(tmp_path: Path):
     assert allow(SECRET) is None
     (tmp_path / "allowed" / "damaged.json").write_bytes(b"\xff{")
     assert allow(PUBLIC) is not None
+    assert "attic" in allow.labels("data_worker")
     assert allow.revoke("data_worker", "attic")
     assert not allow.revoke("data_worker", "attic")
+    assert not allow.revoke("data_worker", "../damaged")
+    assert "attic" not in allow.labels("data_worker")
     assert allow(PUBLIC) is None
 
 
