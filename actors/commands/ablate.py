@@ -16,6 +16,7 @@ from actors.commands import Failed, Refused
 from protocol.clock import MonotonicClock
 
 if TYPE_CHECKING:
+    from actors.ablation.figures import Measured
     from actors.ablation.report import Entry
     from actors.ablation.rows import Row
     from actors.ablation.trials import Plan, Trial
@@ -124,22 +125,20 @@ def _row(plan: "Plan", row: "Row", seeds: int, *, tune: bool, say: Say) -> "Entr
     from actors.ablation.rows import RATES
     from actors.trained import NothingTrained
 
-    factor, rates = 1.0, list[dict[str, float]]()
     try:
-        if tune and row.tuned:
-            tried = [(factor, _trial(plan, row, 0, factor, say)) for factor in RATES]
-            rates = [{"rate": t.rate, "training_loss": _final(t)} for _, t in tried]
-            factor, best = min(tried, key=lambda pair: _final(pair[1]))
-            trials = [best]
-        else:
-            trials = [_trial(plan, row, 0, factor, say)]
-        trials += [_trial(plan, row, seed, factor, say) for seed in range(1, seeds)]
-        entry = report.entry(row, trials, [_measured(trial, row) for trial in trials])
+        tried = [
+            (factor, *_trial(plan, row, 0, factor, say))
+            for factor in (RATES if tune and row.tuned else (1.0,))
+        ]
+        factor, trial, found = min(tried, key=lambda one: one[2].held_out["loss"])
+        done = [(trial, found)]
+        done += [_trial(plan, row, seed, factor, say) for seed in range(1, seeds)]
+        entry = report.entry(row, [trial for trial, _ in done], [found for _, found in done])
     except (_Untrained, NothingTrained) as error:
         say(f"{row.name}: {error}")
         return report.failure(row, str(error))
-    if rates:
-        entry["rates"] = rates
+    if len(tried) > 1:
+        entry["rates"] = [{"rate": t.rate, "loss": m.held_out["loss"]} for _, t, m in tried]
     return entry
 
 
@@ -147,7 +146,10 @@ class _Untrained(Exception):
     """A run that did not come to its end."""
 
 
-def _trial(plan: "Plan", row: "Row", seed: int, factor: float, say: Say) -> "Trial":
+def _trial(
+    plan: "Plan", row: "Row", seed: int, factor: float, say: Say
+) -> "tuple[Trial, Measured]":
+    from actors.ablation import figures  # torch comes with it
     from actors.ablation.trials import train
     from actors.rundir import RunDirError
     from actors.topology import TopologyError
@@ -163,21 +165,10 @@ def _trial(plan: "Plan", row: "Row", seed: int, factor: float, say: Say) -> "Tri
     if trial.end != "done":
         raise _Untrained(trial.reason)
     at = "" if factor == 1.0 else f", learning rate {trial.rate:g}"
-    say(f"{row.name:12} seed {seed}{at}: training loss {_final(trial):.4f}, {trial.took_s:.0f} s")
-    return trial
-
-
-def _final(trial: "Trial") -> float:
-    """Its training loss at the end, smoothed."""
-    from actors.ablation.measures import curve
-
-    return curve([trial])[-1]
-
-
-def _measured(trial: "Trial", row: "Row") -> Any:
-    from actors.ablation import figures  # torch comes with it
-
-    return figures.measure(trial, row.figures)
+    found = figures.measure(trial, row.figures)
+    loss = found.held_out["loss"]
+    say(f"{row.name:16} seed {seed}{at}: loss {loss:.4f}, {trial.took_s:.0f} s")
+    return trial, found
 
 
 def _plot(directory: Path, found: dict[str, Any], say: Say) -> None:
