@@ -188,6 +188,7 @@ class Lease(Message):
     ref: SampleRef
     stage: int
     expires_s: float
+    cutoff_s: float = 0.0  # in place of the plan's, which loaders learn to be wrong; 0: the plan's
 
 
 class SampleHandover(Message):

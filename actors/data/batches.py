@@ -70,7 +70,7 @@ class Batches:
     def to_lease(self) -> list[tuple[Key, int]]:
         """Samples wanted now that were not before, each with its place in the queue."""
         wanted, self._to_lease = self._to_lease, []
-        wanted += [(draw.key, draw.turn) for draw in self.feed.draw()]
+        wanted += [(draw.key, self.feed.due(draw)) for draw in self.feed.draw()]
         return wanted
 
     # --- what comes back --------------------------------------------------------------------------

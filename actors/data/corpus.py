@@ -78,6 +78,11 @@ class Corpus:
             field=file.field,
         )
 
+    def features(self, sample: int) -> tuple[str, float]:
+        """What tells how long it will take: language, and bytes where they are known."""
+        file, length = self.file(sample), int(self.lengths[sample])
+        return file.language, float(file.size if file.kind == "file" else max(length, 0))
+
     def bytes_listed(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)

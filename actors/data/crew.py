@@ -12,6 +12,7 @@ import numpy as np
 from actors.data.corpus import Corpus
 from actors.data.feed import Refusal
 from actors.data.guests import GuestBook
+from actors.data.learning import Learning, Timing
 from actors.data.leases import Grant, LeaseTable, Poisoned
 from actors.data.packing import Document, Tokens
 from actors.data.stages import Options, SampleProblem, State, read
@@ -73,8 +74,10 @@ class Crew:
         terms: Terms,
         send: Send,
         log: Log,
+        learning: Learning | None = None,
     ) -> None:
         self.table = table
+        self.learning = learning or Learning(0, cutoff_s=terms.plan.cutoff_s)
         self.finished = 0
         self._corpus = corpus
         self._terms = terms
@@ -97,12 +100,18 @@ class Crew:
                 return self._ready(received, ready, now)
             case SampleRefused() as refused:
                 key = self.table.finished(name, refused.lease, now)
+                if key is not None:
+                    self.learning.forget(key)
                 return [] if key is None else [Refusal(key, refused.kind, refused.detail)]
             case SampleHandover() as handover:
                 state = bytes(received.frames[0]) if received.frames else b""
                 stage = handover.stage
                 if state and stage < len(self._terms.plan.stages):
-                    self.table.handed_over(name, handover.lease, stage, state, now)
+                    key = self.table.subject(handover.lease)
+                    known = self.table.handed_over(name, handover.lease, stage, state, now)
+                    if known and key is not None:
+                        timing = Timing(handover.elapsed_s, handover.elapsed_s)
+                        self.learning.handed_over(key, timing)
                     return []
                 return self._distrust(name, "a hand-over without its state", now)
             case _:
@@ -126,6 +135,7 @@ class Crew:
     def _join(self, received: Received, join: JoinPool, now: float) -> list[Outcome]:
         name = received.sender
         self._meet(received, join.host)
+        self.learning.share_out_soon()
         poisoned = self.table.join(
             name, received.incarnation, join.pool, shares_files=join.shares_files, now=now
         )
@@ -146,6 +156,7 @@ class Crew:
         known = self.table.workers.get(name)
         if known is None or known.incarnation != received.incarnation:
             self._meet(received, request.host)
+            self.learning.share_out_soon()
             poisoned = self.table.join(
                 *(name, received.incarnation, request.pool),
                 shares_files=received.channel == "samples",
@@ -166,6 +177,8 @@ class Crew:
         key = self.table.finished(received.sender, ready.lease, now)
         if key is None:
             return []
+        spent_s = sum(ready.stage_s)
+        self.learning.finished(key, Timing(spent_s, spent_s))
         self.finished += 1
         self.guests.delivered(received.sender)
         # A copy: the frame's memory belongs to the message.
@@ -221,6 +234,7 @@ class Crew:
     def lease(self, now: float) -> list[Outcome]:
         """Give out what there is to give; samples that turn out to be unusable on the way."""
         outcomes: list[Outcome] = []
+        self.learning.share_out(self.table, now)
         while grants := self.table.grants(now):
             for grant in grants:
                 outcomes += self._grant(grant, now)
@@ -247,6 +261,7 @@ class Crew:
             ref=ref,
             stage=stage,
             expires_s=self._terms.lease_s,
+            cutoff_s=self.learning.cutoff_of(grant, worker),
         )
         sent = self._send(self._channel[grant.worker], lease, to=grant.worker, frames=frames)
         if sent is not Sent.SENT:  # it has gone, and whoever tells us so is on the way

@@ -8,12 +8,15 @@ strict order from there on it is the same feed as if there had been no restart.
 
 import zlib
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.data.foresight import Horizon
 from actors.data.ordering import Buffer, Draw, Draws, Key, Order
+from actors.data.pacing import Pace
 from actors.data.packing import Document, Packed, Packer, Tokens
 
 # Samples drawn and not finished, whatever the estimates say.
@@ -109,8 +112,11 @@ class Feed:
         *,
         seed: int,
         order: Order,
+        expect: Callable[[int], float] = lambda _sample: 0.0,
     ) -> None:
+        """`expect`: seconds a sample will take, 0 when nothing is known."""
         self.shape = shape
+        self._expect = expect
         self.next_step = recorded.next_step
         self.refused = 0
         self._left_out = recorded.left_out
@@ -122,6 +128,8 @@ class Feed:
             settled=recorded.settled,
             left_out=recorded.left_out,
         )
+        self._horizon = Horizon(self._draws.next, lambda draw: expect(draw.sample))
+        self._pace, self._longest_s = Pace(), 0.0
         self._buffer: Buffer[Document] = Buffer(order)
         self._packer = Packer(shape.row_tokens, shape.step_rows)
         # Lanes in the middle of a document: nothing is composed before they have the rest of it.
@@ -170,15 +178,38 @@ class Feed:
         worth = max(1, min(self._seen_tokens // self._seen, steps * self.shape.row_tokens))
         lacking = self._packer.lacking(steps) - worth * (len(self._turns) + len(self._buffer))
         while lacking > 0 and len(self._turns) < _MAX_OUTSTANDING:
-            draw = self._draws.next()
+            draw = self._horizon.next()
             self._dry = draw is None
             if draw is None:
                 break
-            self._turns[draw.key] = draw.turn
-            self._unrecorded[draw.epoch] += 1
-            lacking -= worth
-            out.append(draw)
+            if self._begin(draw):
+                lacking -= worth
+                out.append(draw)
+        if len(self._turns) < _MAX_OUTSTANDING:
+            early = self._horizon.early(self._buffer.passed, self._pace.rate, self._longest_s)
+            out += [draw for draw in early if self._begin(draw)]
         return out
+
+    def _begin(self, draw: Draw) -> bool:
+        """A draw is made. False when it has turned out meanwhile that nothing will come of it."""
+        self._turns[draw.key] = draw.turn
+        self._unrecorded[draw.epoch] += 1
+        if draw.sample not in self._left_out:
+            return True
+        self._end_turn(draw.key)
+        self._pack()
+        return False
+
+    def foresee(self, now: float, longest_s: float) -> None:
+        """Time passes; no sample is known to take longer than `longest_s`."""
+        if self._buffer.passed > self._pace.turns:
+            self._pace.composed(self._buffer.passed)
+            self._pace.consumed(now)
+        self._longest_s = longest_s
+
+    def due(self, draw: Draw) -> int:
+        """Turn by which it has to be begun."""
+        return draw.turn - round(self._pace.rate * self._expect(draw.sample))
 
     @property
     def exhausted(self) -> bool:
@@ -190,7 +221,8 @@ class Feed:
     @property
     def epoch(self) -> int:
         """The epoch draws are made from."""
-        return self._draws.epoch
+        ahead = self._horizon.first()
+        return self._draws.epoch if ahead is None else ahead.epoch
 
     @property
     def outstanding(self) -> int:

@@ -28,6 +28,8 @@ _MEMORY = 64.0
 _PRUDENCE = 2.0
 # By which the longest of late is forgotten with every sample: by half in seven hundred.
 _FADING = 0.999
+# Samples remembered one by one: 8 MB. A larger data set is seldom seen twice.
+_REMEMBERED = 2_000_000
 # Turns looked ahead at most; drawing one costs microseconds and about 100 bytes.
 FARTHEST = 4096
 
@@ -53,8 +55,9 @@ class Costs:
     """Seconds that samples took."""
 
     def __init__(self, samples: int) -> None:
-        """`samples`: how many there are; each is remembered in four bytes."""
-        self._seen = np.zeros(samples, np.float32)  # 0: not yet
+        """`samples`: how many there are. Each is remembered in four bytes, unless there are so
+        many that this would cost more than it is worth."""
+        self._seen = np.zeros(samples if samples <= _REMEMBERED else 0, np.float32)  # 0: not yet
         self._kinds: dict[str, _Known] = {}
         self._sizes: dict[tuple[str, int], _Known] = {}
         self.longest = 0.0  # of late
@@ -65,7 +68,8 @@ class Costs:
         excess = seconds - _PRUDENCE * self.expect(sample, features)
         self.surprise = max(excess, _FADING * self.surprise)
         self.longest = max(seconds, _FADING * self.longest)
-        self._seen[sample] = max(seconds, 1e-6)
+        if sample < len(self._seen):
+            self._seen[sample] = max(seconds, 1e-6)
         if features is not None:
             kind, size = features
             self._kinds.setdefault(kind, _Known()).add(seconds)
@@ -73,7 +77,7 @@ class Costs:
 
     def expect(self, sample: int, features: Features | None = None) -> float:
         """How long it will take; 0 when nothing is known that would tell."""
-        seen = float(self._seen[sample])
+        seen = float(self._seen[sample]) if sample < len(self._seen) else 0.0
         if seen or features is None:
             return seen
         kind, size = features
@@ -133,6 +137,10 @@ class Horizon(Generic[D]):
                 self._begun.add(turn)
                 out.append(draw)
         return out
+
+    def first(self) -> D | None:
+        """The draw whose turn comes next, if it has been seen."""
+        return self._ahead[0][1] if self._ahead else None
 
     def _look(self) -> bool:
         """See one draw more."""

@@ -52,6 +52,7 @@ class Learning:
         self._spent: dict[Key, Timing] = {}  # before a hand-over
         self._new_line_s = QUEUE_S
         self._split_at = 0.0
+        self._slow = 0  # workers
 
     # --- what was seen ----------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Learning:
 
     def cutoff_of(self, grant: Grant, worker: Worker) -> float:
         """When `worker` is to let go of what it is granted."""
-        lets_go = worker.pool == "fast" and not grant.stage and self.split.slow
+        lets_go = worker.pool == "fast" and not grant.stage and self._slow
         return self.cutoff.seconds if lets_go else NEVER_S
 
     def share_out(self, table: LeaseTable, now: float) -> None:
@@ -111,8 +112,11 @@ class Learning:
         self._split_at = now + _SPLIT_S
         workers = table.workers
         parts = self.cutoff.seconds < NEVER_S
-        wanted = self.split.decide(len(workers), len(table.slow), parts=parts)
         slow = [worker for worker in workers.values() if worker.pool == "slow"]
+        self._slow = len(slow)
+        if parts and slow and not self.split.knows:
+            return  # as they were configured
+        wanted = self._slow = self.split.decide(len(workers), len(table.slow), parts=parts)
         fast = [worker for worker in workers.values() if worker.pool == "fast"]
         # Those who hold least change over first: what they have they keep.
         fast.sort(key=lambda worker: len(worker.held))

@@ -17,9 +17,11 @@ import msgspec
 from actors import process
 from actors.data.batches import Answer, Batches
 from actors.data.crew import Crew, Outcome
+from actors.data.cutoffs import NEVER_S
 from actors.data.database import LedgerError, TakenOver
 from actors.data.door import Door
 from actors.data.feed import Feed, Recorded, Refusal
+from actors.data.learning import Learning
 from actors.data.leases import LeaseTable, Poisoned
 from actors.data.ledger import Ledger
 from actors.data.packing import Document
@@ -36,6 +38,8 @@ from protocol.errors import EndpointError
 from protocol.tensors import Frames
 from protocol.transport import Received, Sent
 
+# Beyond this many turns the earlier sample goes first, be it slow or not.
+URGENT_TURNS = 32
 # Refusals of each kind that are named in the log; the ledger has them all.
 NAMED = 20
 # A batch that found its trainer's queue full is tried again after this.
@@ -143,7 +147,10 @@ class Loader:
         shape = shape_of(wanted)
 
         def feed(recorded: Recorded) -> Feed:
-            return Feed(shape, training, recorded, seed=wanted.seed, order=data.order)
+            expect = self._crew.learning.expect
+            return Feed(
+                shape, training, recorded, seed=wanted.seed, order=data.order, expect=expect
+            )
 
         table = LeaseTable(
             lease_s=data.lease_s,
@@ -151,9 +158,13 @@ class Loader:
             max_deaths=data.max_deaths_per_sample,
             # Never reused within a run, whichever life of the loader counts.
             first_lease=self._seat.incarnation << 32,
+            # In strict order nothing is gained by what lies far beyond the next step.
+            urgency=URGENT_TURNS if data.order == "strict" else None,
         )
         terms = terms_of(wanted, self._tokenizer)
-        self._crew = Crew(table, corpus, terms, self._mailbox.send, self._mailbox.log)
+        learning = Learning(len(corpus), features=corpus.features, cutoff_s=terms.plan.cutoff_s)
+        send, log = self._mailbox.send, self._mailbox.log
+        self._crew = Crew(table, corpus, terms, send, log, learning)
         self._batches = Batches(ledger, shape, feed)
         self._quarantined = ledger.count_quarantined()
         self._refused.update(ledger.refused_by_kind())
@@ -241,9 +252,11 @@ class Loader:
             if self._batches.rewound:
                 self._crew.table.forget_all(now)
                 self._batches.rewound = False
+            learning = self._crew.learning
+            self._batches.feed.foresee(now, learning.costs.longest)
             wanted = self._batches.to_lease()
             for key, order in wanted:
-                self._crew.table.add(key, order)
+                self._crew.table.add(key, order, slow=learning.is_slow(key[1]))
             outcomes = self._crew.lease(now)
             if not wanted and not outcomes:
                 return
@@ -316,7 +329,7 @@ class Loader:
         )
 
     def _show(self) -> None:
-        feed, table = self._batches.feed, self._crew.table
+        feed, table, learning = self._batches.feed, self._crew.table, self._crew.learning
         figures = {
             "fast": len(table.fast),
             "slow": len(table.slow),
@@ -325,6 +338,9 @@ class Loader:
             "workers": len(table.workers),
             "remote_workers": table.remote_workers,
             "late": table.late,
+            "slow_workers": learning.split.slow,
+            "handed_over": learning.handovers,
+            "cutoff_ms": 1000 * min(learning.cutoff.seconds, NEVER_S / 1e6),
             "samples": self._crew.finished,
             "refused": sum(self._refused.values()),
             "quarantined": self._quarantined,

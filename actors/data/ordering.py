@@ -99,10 +99,12 @@ class Buffer(Generic[T]):
         self._order: Order = order
         self._next = 0
         self._waiting: dict[int, T | None] = {}
+        self._over = 0
         self._out: deque[T] = deque()
 
     def put(self, turn: int, item: T | None) -> None:
         """`turn` is over; None: nothing came of it. A second end of the same turn is ignored."""
+        self._over += 1
         if self._order == "ready":
             if item is not None:
                 self._out.append(item)
@@ -119,6 +121,11 @@ class Buffer(Generic[T]):
     def pop(self) -> T | None:
         """The next item whose turn has come."""
         return self._out.popleft() if self._out else None
+
+    @property
+    def passed(self) -> int:
+        """Turns that nobody waits for any more."""
+        return self._next if self._order == "strict" else self._over
 
     def waiting(self) -> list[T]:
         """Items whose turn has not come."""

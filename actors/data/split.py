@@ -42,6 +42,11 @@ class Split:
         """What the rest of a handed-over sample cost."""
         self._rests.add(seconds)
 
+    @property
+    def knows(self) -> bool:
+        """Has anything been handed over, and finished?"""
+        return self._rests.value > 0
+
     def rate(self) -> float:
         """Share of all work that is done after hand-overs: `w / n` of the law."""
         rest_s = self._handed.value * self._rests.value

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors.data.cutoffs import NEVER_S
 from actors.data.rustc import CannotVerify
 from actors.data.stages import STAGES, Options, SampleProblem, Stage, State
 from actors.data.tokenizer import Encoder, TokenizerError, load
@@ -190,6 +191,7 @@ class Worker:
         options = replace(self._options, epoch=lease.epoch)
         state = State(text=task.text)
         stage_s = [0.0] * len(stages)
+        cutoff_s = lease.cutoff_s or (self._plan.cutoff_s if self._pool == "fast" else NEVER_S)
         began = self._clock.now()
         for index in range(lease.stage, len(stages)):
             stage_began = self._clock.now()
@@ -204,7 +206,7 @@ class Worker:
             now = self._clock.now()
             stage_s[index] = now - stage_began
             self._mailbox.progress()
-            over = self._pool == "fast" and now - began > self._plan.cutoff_s
+            over = now - began > cutoff_s
             if over and index + 1 < len(stages):
                 self._hand_over(lease, index + 1, state, now - began)
                 return

@@ -67,7 +67,7 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
         ),
         (m.LeaseRequest(pool="fast", credit=4, host="node-2"),),
         (
-            m.Lease(**_LEASE, attempt=1, ref=_REF, stage=1, expires_s=30.0),
+            m.Lease(**_LEASE, attempt=1, ref=_REF, stage=1, expires_s=30.0, cutoff_s=0.004),
             b"def f():\n    return 1\n",
         ),
         (m.SampleHandover(**_LEASE, stage=2, elapsed_s=0.07), b"def f():\n    return 1\n"),

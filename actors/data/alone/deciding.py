@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from actors.data.alone.batching import Batching, Composed, Share, Turn
-from actors.data.alone.pacing import Pace
 from actors.data.foresight import Features, Horizon, window
 from actors.data.learning import Learning, Timing
 from actors.data.leases import LeaseTable, Poisoned
 from actors.data.ordering import Key, Order
+from actors.data.pacing import Pace
 
 V = TypeVar("V")
 

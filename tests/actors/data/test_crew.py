@@ -11,7 +11,9 @@ import structlog
 
 from actors.data.corpus import Corpus, SourceFile, assemble, one_sample
 from actors.data.crew import Crew, Outcome
+from actors.data.cutoffs import NEVER_S
 from actors.data.feed import Refusal
+from actors.data.learning import Timing
 from actors.data.leases import LeaseTable
 from actors.data.packing import Document
 from actors.data.terms import Terms
@@ -126,6 +128,25 @@ def ready(
 def test_who_joins_gets_the_plan_and_the_tokenizer(crew: Crew, wire: Wire):
     join(crew)
     assert wire.said[0] == ("samples", "data_worker/0", PLAN, [b"{}"])
+
+
+def test_leases_carry_the_cutoff_that_samples_have_taught(crew: Crew, wire: Wire):
+    join(crew)
+    hear(crew, m.JoinPool(pool="slow", host="h", shares_files=True), sender="data_worker/1")
+    crew.lease(0.0)
+    (lease,) = wire.leases()
+    assert lease.cutoff_s == PLAN.cutoff_s
+    for i in range(200):
+        timing = Timing(0.001 + 0.00001 * (i % 100) if i % 5 else 0.4, 1.0)
+        crew.learning.finished((0, 0), timing)
+    crew.table.request("data_worker/1", 1, 1.0)
+    crew.lease(1.0)
+    hear(crew, m.LeaseRequest(pool="fast", credit=2), now=2.0)
+    crew.lease(2.0)
+    by_worker = {lease.lease: lease for lease in wire.leases()}
+    cutoffs = [lease.cutoff_s for lease in by_worker.values()]
+    assert cutoffs[1] == NEVER_S  # the slow one
+    assert 0.001 < cutoffs[2] < 0.002
 
 
 def test_a_finished_sample_comes_back_as_a_document(crew: Crew, wire: Wire):

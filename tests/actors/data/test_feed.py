@@ -41,7 +41,10 @@ class World:
     shape: Shape = SHAPE
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     out: list[Draw] = field(default_factory=list[Draw])
+    turns: list[int] = field(default_factory=list[int])
     incarnation: int = 0
+    slow: frozenset[int] = frozenset()  # samples foreseen to take 20 s
+    now: float = 0.0
 
     def __post_init__(self) -> None:
         self.start()
@@ -50,9 +53,14 @@ class World:
         self.ledger = Ledger(self.path, incarnation=self.incarnation)
         self.feed = self.new_feed(self.ledger.recorded(self.shape))
         self.out.clear()
+        self.turns.clear()  # made in this life
 
     def new_feed(self, recorded: Recorded) -> Feed:
-        return Feed(self.shape, SAMPLES, recorded, seed=self.seed, order=self.order)
+        expect = dict.fromkeys(self.slow, 20.0)
+        return Feed(
+            self.shape, SAMPLES, recorded,
+            seed=self.seed, order=self.order, expect=lambda sample: expect.get(sample, 0.0),
+        )  # fmt: skip
 
     def restart(self) -> None:
         """The loader dies: all that was on its way is gone."""
@@ -62,7 +70,11 @@ class World:
 
     def work(self) -> None:
         """One sample is finished, whichever."""
-        self.out += self.feed.draw()
+        self.now += 1.0
+        self.feed.foresee(self.now, 20.0 if self.slow else 0.0)
+        drawn = self.feed.draw()
+        self.turns += [draw.turn for draw in drawn if draw.turn >= 0]
+        self.out += drawn
         if self.out:
             draw = self.out.pop(self.chance.randrange(len(self.out)))
             result = made(draw.key, bad=self.bad)
@@ -130,6 +142,23 @@ def test_every_span_is_delivered_exactly_once(tmp_path: Path, order: Order):
     rows = world.rows(EVERYTHING)
     assert_exactly_once(rows, lengths_of(world.path))
     assert len({row[0] for row in rows}) > 3  # several epochs
+
+
+@pytest.mark.parametrize("order", ["strict", "ready"])
+def test_foresight_changes_when_samples_begin_and_nothing_else(tmp_path: Path, order: Order):
+    blind = World(tmp_path / "blind.sqlite", order=order, bad=frozenset({3}))
+    seeing = World(
+        tmp_path / "seeing.sqlite", order=order, bad=frozenset({3}), slow=frozenset({3, 5, 7})
+    )
+    for world in (blind, seeing):
+        world.run_to(8)
+        world.restart()
+        world.run_to(16)
+    assert blind.turns == sorted(blind.turns)
+    assert seeing.turns != sorted(seeing.turns)
+    assert_exactly_once(seeing.rows(EVERYTHING), lengths_of(seeing.path))
+    if order == "strict":
+        assert blind.rows(EVERYTHING) == seeing.rows(EVERYTHING)
 
 
 def test_strict_order_does_not_depend_on_who_finishes_when(tmp_path: Path):
