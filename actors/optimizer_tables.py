@@ -21,6 +21,10 @@ Codec = Literal[
     "power_int4",
 ]
 
+DenseCodec = Literal[
+    "dense", "int8", "int4", "int4_feedback", "two_bit", "ternary", "ternary_rotated", "sign"
+]
+
 
 class OptimizerGroup(Table, frozen=True):
     """The optimizer of one group of parameters."""
@@ -65,7 +69,9 @@ class OptimizerSpec(Table, frozen=True):
     dense: OptimizerGroup
     codec: Codec = "dense"  # of the matrices' gradients on their way up
     codec_rank: CountOrNone = 0  # power, power_int8, power_int4: columns of both factors
-    dense_codec: Literal["dense", "int8", "int4"] = "dense"  # of the other group's, norms excepted
+    dense_codec: DenseCodec = "dense"  # of the other group's, norms excepted
+    # Of updates of dense parameters on their way down, norms excepted; ternary ones send flips.
+    dense_updates: Literal["dense", "int8", "int4", "two_bit", "ternary"] = "dense"
     fire_at: tuple[Count, ...] = ()  # steps that end with FIRE: matrices become isometries again
     fire_exclude: tuple[str, ...] = ()  # patterns of names that FIRE leaves alone
     threads: Count = 1

@@ -17,7 +17,7 @@ from actors.plan_activations import activation_bytes as activation_bytes
 from actors.plan_activations import logit_bytes as logit_bytes
 from actors.subspace import OVERSAMPLE, basis_tensors, core_shape, rank_of
 from actors.topology import Topology
-from actors.uplink import payload_bytes, travelling_shape
+from actors.uplink import payload_bytes, payload_of, travelling_shape, update_codec_of
 
 # Resident memory of an idle process: with zmq, msgspec and numpy; with torch on top.
 LIGHT_PROCESS = 40_000_000
@@ -114,6 +114,13 @@ def _up_bytes(topology: Topology, parameter: Parameter) -> int:
     return size + sketches // group.refresh_every
 
 
+def _down_bytes(topology: Topology, parameter: Parameter) -> int:
+    if parameter.kind == "ternary":
+        return round(parameter.numel * FLIP_BITS_PER_WEIGHT / 8)
+    codec = update_codec_of(topology.optimizer, parameter)
+    return sum(spec.nbytes for spec in payload_of(codec, parameter.shape))
+
+
 def _at_once(topology: Topology) -> int:
     """Matrices that get a new basis in the same step."""
     count = sum(p.group == "matrices" for p in parameters(topology.model))
@@ -189,8 +196,7 @@ def wire(topology: Topology) -> Wire:
     """
     params, n = parameters(topology.model), topology.actors.trainers
     unique = sum(p.numel for p in params)
-    ternary = sum(p.numel for p in params if p.kind == "ternary")
-    down = round(ternary * FLIP_BITS_PER_WEIGHT / 8) + FP32 * (unique - ternary)
+    down = sum(_down_bytes(topology, p) for p in params)
     return Wire(
         up_bytes_per_step=n * sum(_up_bytes(topology, p) for p in params),
         down_bytes_per_step=n * down,

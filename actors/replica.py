@@ -11,7 +11,9 @@ import msgspec
 import numpy as np
 import torch
 
+from actors import downlink
 from actors.checkpoints import Checkpoint, published_parameters
+from actors.codecs import to_numpy
 from actors.parameters import Parameter, parameters
 from actors.published import Array, codec_of, digest, published_tensors, weights_digest
 from actors.topology import ModelSpec
@@ -84,6 +86,8 @@ class Replica:
             raise Malformed(f"no parameter is called {message.param[:80]!r}")
         if message.codec == "flips":
             tensors = self._flipped(parameter, message, frames, attached)
+        elif isinstance(message, m.Update) and message.codec in downlink.CODECS:
+            tensors = self._moved(parameter, message, frames, attached)
         else:
             tensors = read_codes(parameter, message, frames, attached)
         self._install(parameter, tensors, bytes.fromhex(message.digest))
@@ -107,6 +111,25 @@ class Replica:
         _check_kind(parameter, scale, "float32", ())
         packed = flips.decode(old, data.data, parameter.numel)
         tensors = {"packed": packed, "scale": scale}
+        _check_digest(parameter, tensors, message.digest)
+        return tensors
+
+    def _moved(
+        self,
+        parameter: Parameter,
+        message: m.Update,
+        frames: Sequence[memoryview],
+        attached: Attached | None,
+    ) -> dict[str, Array]:
+        if parameter.kind != "dense" or parameter.name not in self._digests:
+            raise Mismatch(f"{parameter.name}: a step, but there is nothing it could move")
+        found = _read_all(parameter, message.tensors, 2, frames, attached)
+        old = to_numpy(self.model.get_parameter(parameter.name))
+        try:
+            new = downlink.moved(parameter.name, message.codec, message.version, old, found)
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        tensors = {"dense": new}
         _check_digest(parameter, tensors, message.digest)
         return tensors
 

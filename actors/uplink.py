@@ -32,6 +32,12 @@ def codec_of(optimizer: OptimizerSpec, parameter: Parameter) -> str:
     return optimizer.dense_codec if parameter.numel >= SMALLEST_QUANTISED else "dense"
 
 
+def update_codec_of(optimizer: OptimizerSpec, parameter: Parameter) -> str:
+    """Name of the codec of `parameter`'s updates on their way down, where it is dense."""
+    small = parameter.numel < SMALLEST_QUANTISED
+    return "dense" if small or parameter.kind == "ternary" else optimizer.dense_updates
+
+
 def travelling_shape(
     optimizer: OptimizerSpec, parameter: Parameter, *, whole: bool = False
 ) -> Shape:

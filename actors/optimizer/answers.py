@@ -6,15 +6,14 @@ Everything is made from the state, so it can be made again for whoever lost it.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from actors import subspace
 from actors.bases import BasisSchedule
 from actors.optimizer.instructions import Need
+from actors.optimizer.publishing import News, flip_payload
 from actors.optimizer.refreshing import basis_ref
 from actors.optimizer.state import Counts, State
 from actors.outbox import Outbox
-from actors.published import codec_of, published_tensors
+from actors.published import Array, codec_of, published_tensors
 from protocol import flips
 from protocol import messages as m
 from protocol.segments import Segment
@@ -39,11 +38,11 @@ class Answers:
         self._outbox, self._segment = outbox, segment
         self._channel = f"exchange/{shard}"
         self._parameters = state.layout.parameters
-        self._encoded: dict[int, tuple[int, flips.Encoded]] = {}
+        self._made: dict[int, tuple[int, str, tuple[Array, ...]]] = {}
 
-    def remember(self, index: int, version: int, encoded: flips.Encoded) -> None:
-        """The flips that led to `version`: most likely they are sent in a moment."""
-        self._encoded[index] = (version, encoded)
+    def remember(self, index: int, version: int, told: News) -> None:
+        """What led to `version`: most likely it is sent in a moment."""
+        self._made[index] = (version, told.codec, told.payload)
 
     def update(self, index: int, version: int, ranks: Iterable[int]) -> None:
         """Send what leads from `version` - 1 to `version`, or all of it if that base is gone.
@@ -58,12 +57,10 @@ class Answers:
                 self._whole(f"trainer/{rank}", index, version)
             return
         out = Frames()
-        if parameter.kind == "ternary":
-            data = np.frombuffer(self._difference(index, version).data, np.uint8)
-            scale = self._state.published(index, version)["scale"]
-            tensors, codec = (out.add(data), out.add(scale.copy())), "flips"
-        else:
-            tensors, codec = self._references(index, version, out), "dense"
+        codec, payload = self._difference(index, version)
+        tensors = tuple(out.add(array) for array in payload)
+        if not payload:
+            tensors = self._references(index, version, out)
         new = self._schedule.refreshes(version, parameter.name)
         message = m.Update(
             version=version,
@@ -140,13 +137,18 @@ class Answers:
         tensors = {key: array for key, array in kept.items() if subspace.is_of_basis(key)}
         return basis_ref(tensors, version, out)
 
-    def _difference(self, index: int, version: int) -> flips.Encoded:
-        """The flips to `version`: those just made, or made again for somebody who lacks them."""
-        made, encoded = self._encoded.get(index, (-1, None))
-        if made == version and encoded is not None:
-            return encoded
-        old, new = (self._state.published(index, v)["packed"] for v in (version - 1, version))
-        return flips.encode(old, new, self._parameters[index].numel)
+    def _difference(self, index: int, version: int) -> tuple[str, tuple[Array, ...]]:
+        """Codec and payload of what leads to `version`: as it was made just now, or made again for
+        somebody who lacks it. Steps of dense parameters cannot be: their master has moved on.
+        """
+        made, codec, payload = self._made.get(index, (-1, "", ()))
+        if made == version:
+            return codec, payload
+        if self._parameters[index].kind == "dense":
+            return "dense", ()
+        old, new = (self._state.published(index, v) for v in (version - 1, version))
+        found = flips.encode(old["packed"], new["packed"], self._parameters[index].numel)
+        return "flips", flip_payload(found, new["scale"])
 
     def _references(self, index: int, version: int, out: Frames) -> tuple[m.TensorRef, ...]:
         """The published tensors: large ones where they lie, small ones copied into frames.

@@ -12,6 +12,7 @@ import numpy as np
 from actors.optimizer import metrics, rounds, updates
 from actors.optimizer.answers import Answers
 from actors.optimizer.checkpointing import RunFailed
+from actors.optimizer.publishing import news
 from actors.optimizer.refreshing import Refreshing, Sketched
 from actors.optimizer.rounds import Instruction, Setting, ShardRounds
 from actors.optimizer.state import Counts, Facts, State
@@ -21,7 +22,6 @@ from actors.parameters import Parameter, parameters, partition
 from actors.published import Array, digest, weights_digest
 from actors.topology import Topology
 from actors.uplink import codec_of, payload_tensors
-from protocol import flips
 from protocol import messages as m
 from protocol.clock import Clock
 from protocol.errors import Malformed, ProtocolError
@@ -285,21 +285,17 @@ class Shard:
         kept = self.state.kept(index)
         new = self._update(self.topology, parameter, kept, mean, step, self._device, **found)
         sketched_up, sketched_down = self._refreshing.forget(name)
-        shown = updates.published(parameter, new["master"])
-        changed, sent = parameter.numel, parameter.numel * 4
-        if parameter.kind == "ternary":
-            old = self.state.published(index, step - 1)["packed"]
-            encoded = flips.encode(old, shown["packed"], parameter.numel)
-            self._answers.remember(index, step, encoded)
-            changed, sent = encoded.flips, len(encoded.data) + 4
+        before = self.state.published(index, step - 1)
+        told = news(self.topology.optimizer, parameter, step, before, new["master"])
+        self._answers.remember(index, step, told)
         counts = Counts(
-            flips=changed if parameter.kind == "ternary" else 0,
+            flips=told.flips,
             up_bytes=sum(array.nbytes for c in ordered for array in c.payload) + sketched_up,
-            down_bytes=sent * self._ranks + sketched_down,
+            down_bytes=told.nbytes * self._ranks + sketched_down,
         )
         if self.checkpoints is not None:
             self.checkpoints.preserve(index)
-        self.state.publish(index, step, shown, digest(parameter, shown), counts)
+        self.state.publish(index, step, told.shown, digest(parameter, told.shown), counts)
         self.state.update(index, step, new)
         given.clear()
         self._computing_s += self._clock.now() - began

@@ -5,7 +5,7 @@ order, so the bits do not depend on who was faster.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -14,6 +14,7 @@ from actors.codecs import decode, key_of, to_numpy, to_torch
 from actors.fire import fires
 from actors.optimizer.layout import group_of
 from actors.optimizer.projected import adopted, cleared, moved
+from actors.optimizer.publishing import published
 from actors.optimizer.state import State
 from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
@@ -25,8 +26,6 @@ from kernels.model.initialise import init_parameter
 from kernels.optimizers.clipping import clipped
 from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.schedules import learning_rate
-from kernels.precision.packing import pack_array
-from kernels.precision.ternary import quantise
 
 
 class Contribution(NamedTuple):
@@ -130,15 +129,6 @@ def _isometry(parameter: Parameter, master: torch.Tensor) -> torch.Tensor:
     if parameter.kind == "ternary":
         return isometric_ternary(master)
     return isometric(master)
-
-
-def published(parameter: Parameter, master: Array) -> dict[str, Array]:
-    """What the others see of a parameter with these master weights."""
-    if parameter.kind == "dense":
-        return {"dense": master}
-    ternary = quantise(torch.from_numpy(master))
-    scale: Any = ternary.scale.numpy()
-    return {"packed": pack_array(ternary.codes.numpy()), "scale": scale}
 
 
 def fill_fresh(state: State, topology: Topology) -> None:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,6 +37,8 @@ from kernels.model.model import LoopLM
 from kernels.model.objective import counted_targets, objective
 from kernels.optimizers import adamw, adamw8bit, draws, foam, muon, muon8bit
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.codecs.blocks import Blocks
+from kernels.optimizers.codecs.grid import Grid
 from kernels.optimizers.codecs.named import named
 from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.quantised_state import zeros
@@ -45,6 +47,9 @@ from kernels.optimizers.state import SMALLEST_QUANTISED, StateTensor
 from kernels.precision.packing import pack
 from kernels.precision.ternary import quantise
 from tests.benchmarks.plain_projection import PlainProjection
+
+if TYPE_CHECKING:
+    from kernels.optimizers.codecs.base import Codec
 
 
 class Rows(NamedTuple):
@@ -69,6 +74,13 @@ class PlainLoop:
         self.state: dict[str, dict[str, Tensor]] = {}
         self.memories: dict[tuple[str, int], Mapping[str, Tensor]] = {}  # of (parameter, rank)
         self.matrices = {p.name: p.group == "matrices" for p in parameters(topology.model)}
+        # Masters of dense parameters that others see a copy of, which the model holds.
+        coded = topology.optimizer.dense_updates != "dense"
+        self.masters = {
+            p.name: self.model.get_parameter(p.name).detach().clone()
+            for p in parameters(topology.model)
+            if coded and p.kind == "dense" and p.numel >= SMALLEST_QUANTISED
+        }
         self.projection = PlainProjection(topology, self.model)
         for parameter in parameters(topology.model):
             name, group = parameter.name, group_of(topology.optimizer, parameter)
@@ -158,7 +170,8 @@ class PlainLoop:
                 stable=schedule.stable,
                 decay=schedule.decay,
             )
-            master, state = self.model.get_parameter(name), self.state[name]
+            weight, state = self.model.get_parameter(name), self.state[name]
+            master = self.masters.get(name, weight)
             grad = clipped(mean[name], group.clip)
             if group.projection == "galore":
                 new, self.state[name] = self.projection.moved(name, master, state, grad, lr, step)
@@ -171,6 +184,23 @@ class PlainLoop:
             master.copy_(new)
             if step in self.topology.optimizer.fire_at and self.matrices[name]:
                 self._fire(name, master)
+            if name in self.masters:
+                weight.add_(self._followed(name, master - weight, step))
+
+    def _followed(self, name: str, behind: Tensor, step: int) -> Tensor:
+        """How far what others see of a dense parameter goes after its master."""
+        kinds: dict[str, Codec] = {
+            "int8": Blocks(bits=8, stochastic=False),
+            "int4": Blocks(stochastic=False),
+            "two_bit": Grid(levels=4, rotation=256),
+            "ternary": Grid(levels=3, rotation=256),
+        }
+        codec, key = (
+            kinds[self.topology.optimizer.dense_updates],
+            draws.key(0, "update", name, step),
+        )
+        payload, _ = codec.encode(behind, {}, key)
+        return codec.decode(payload, {}, tuple(behind.shape), key)
 
     @torch.no_grad()
     def _fire(self, name: str, master: Tensor) -> None:
