@@ -51,6 +51,18 @@ class Desk:
                 self._alive(received, hello, Heard(name, life, hello.host, "starting"))
             case Beat() as beat:
                 self._beat(received, beat)
+            case Goodbye() | RunDone() | Guests() | Invitation():
+                if home.supervision.lives(name, life):
+                    self._told(received)
+            case _:
+                self._operate(received)
+
+    # --- Actors -----------------------------------------------------------------------------------
+
+    def _told(self, received: Received) -> None:
+        """News of an actor that lives; nobody else's word ends a run."""
+        home, name, life = self._home, received.sender, received.incarnation
+        match received.message:
             case Goodbye(failed=failed):
                 home.handle(Left(name, life, failed))
             case RunDone(step=step, weights_digest=digest):
@@ -61,9 +73,7 @@ class Desk:
             case Invitation() as invitation:
                 self._relay(invitation)
             case _:
-                self._operate(received)
-
-    # --- Actors -----------------------------------------------------------------------------------
+                pass
 
     def _beat(self, received: Received, beat: Beat) -> None:
         heard = Heard(

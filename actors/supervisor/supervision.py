@@ -338,6 +338,13 @@ class Supervision:
             if actor.stage == "running" and actor.who is not None
         }
 
+    def lives(self, name: str, incarnation: int) -> bool:
+        """Whether that is the life of an actor that we know of and that has not ended."""
+        actor = self.actors.get(name)
+        if actor is None or actor.incarnation != incarnation:
+            return False
+        return actor.who is not None
+
     def complete(self) -> bool:
         """Whether every actor lives and was heard."""
         return all(actor.stage == "running" for actor in self.actors.values())

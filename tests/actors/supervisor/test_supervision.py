@@ -351,3 +351,13 @@ def test_deaths_before_the_machine_was_started_anew_hold_nobody_up_for_long():
     world = World({"recorder": Memory(3, None, deaths=(1e6, 1e6 + 1))})
     world.clock.advance(SPEC.backoff_max_s)
     assert of(Fork, world.tell(Tick())) == [Fork("recorder", 4)]
+
+
+def test_only_a_present_life_has_a_say(world: World):
+    world.up()
+    assert world.decider.lives("trainer/0", 1)
+    assert not world.decider.lives("trainer/0", 0)
+    assert not world.decider.lives("trainer/0", 2)
+    assert not world.decider.lives("trainer/7", 0)
+    world.decider.handle(Ended("trainer/0", 1, "killed by SIGKILL"), world.clock.now())
+    assert not world.decider.lives("trainer/0", 1)
