@@ -45,6 +45,7 @@ MUON = (
     "optimizer.matrices.kind=muon",
     "optimizer.matrices.lr=0.02",
     "optimizer.matrices.min_lr=0.002",
+    "optimizer.matrices.momentum=0.8",  # for runs of hundreds of steps; 0.95 for thousands
 )
 MUON_8BIT = (*MUON, "optimizer.matrices.kind=muon8bit")
 GALORE = ("optimizer.matrices.projection=galore", "optimizer.matrices.refresh_every=TENTH")
@@ -55,6 +56,7 @@ AHEAD = ("model.predict_tokens=2",)
 FILTER = ("train.filter=loss",)
 FP4 = ("train.precision=nvfp4",)
 INT4 = ("optimizer.codec=int4", "optimizer.dense_codec=int4")
+DOWN = ("optimizer.dense_updates=int4",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ ROWS = (
     ),
     Row("foam", "FOAM for embedding and norms", FOAM),
     Row("int4", "gradients as 4-bit integers", INT4),
+    Row("down_int4", "updates of the embedding as 4-bit integers", DOWN),
     Row(
         "power",
         "gradients as two factors of rank 16, error kept",
@@ -139,7 +142,7 @@ ROWS = (
     Row(
         "everything",
         "all of them",
-        (*MUON_8BIT, *GALORE, *FOAM, *INT4, *FIRE, *FP4, *AHEAD, *STREAMS, *FILTER),
+        (*MUON_8BIT, *GALORE, *FOAM, *INT4, *DOWN, *FIRE, *FP4, *AHEAD, *STREAMS, *FILTER),
         ("state", "isometry", "rounding", "drafts", "gain", "filter"),
     ),
 )
