@@ -22,6 +22,9 @@ SMALL = (
 )
 
 
+STEPS_IN_PEACE = 60
+
+
 class Run(Driven):
     """`python run.py ...` on a run directory of its own."""
 
@@ -60,3 +63,22 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     yield begin
     for run in started:
         run.end()
+
+
+def digests(run: Run) -> list[str]:
+    """The weights' digest after every step, each step once."""
+    records = run.metrics()
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["weights_digest"] for record in records]
+
+
+@pytest.fixture(scope="session")
+def in_peace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `local`, made small, arrives at when nobody disturbs it. Runs that last as long as
+    their trouble does are compared with it as far as it goes.
+    """
+    path = tmp_path_factory.mktemp("peace") / "run"
+    sets = [part for setting in SMALL for part in ("--set", setting)]
+    run = Run(python("run.py", "--run", str(path), "--steps", str(STEPS_IN_PEACE), *sets), path)
+    assert run.finish(200) == 0, run.story()
+    return digests(run)

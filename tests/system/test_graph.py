@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.harness import ROOT, python
-from tests.system.conftest import SMALL, Run
+from tests.system.conftest import SMALL, Run, digests
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -28,13 +28,6 @@ def command(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
     )
-
-
-def digests(run: Run) -> list[str]:
-    """The weights' digest after every step, each step once."""
-    records = run.metrics()
-    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
-    return [record["weights_digest"] for record in records]
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,12 @@ from protocol.codec import decode, encode
 from protocol.keys import KeyFile
 from protocol.messages import WIRE_VERSION, Envelope
 from protocol.transport import new_keypair
-from tests.harness import python
 from tests.protocol.examples import EXAMPLES, parts_of
-from tests.system.conftest import Run
+from tests.system.conftest import STEPS_IN_PEACE, digests
 from tests.system.test_graph import Start, command
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
-STEPS = 60  # that are compared; the run lasts as long as its intruders do
 # Legitimate words of operators, and of workers, who may come unannounced.
 WELCOME = (m.StopRequest, m.KillRequest, m.InviteRequest, m.StatusRequest)
 WELCOME_GUESTS = (m.JoinPool, m.LeaseRequest, m.Goodbye)
@@ -38,21 +36,6 @@ GARBAGE = (
     b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x00NULL" + b"\x00" * 60,
     bytes(range(256)) * 8,
 )
-
-
-@pytest.fixture(scope="module")
-def in_peace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    from tests.system.conftest import SMALL
-
-    path = tmp_path_factory.mktemp("peace") / "run"
-    sets = [part for setting in SMALL for part in ("--set", setting)]
-    run = Run(python("run.py", "--run", str(path), "--steps", str(STEPS), *sets), path)
-    assert run.finish(200) == 0, run.story()
-    return digests(run)
-
-
-def digests(run: Run) -> list[str]:
-    return [record["weights_digest"] for record in run.metrics()]
 
 
 def raw(family: int, address: Any) -> None:
@@ -171,10 +154,10 @@ def test_nobody_gets_in_and_the_run_does_not_notice(
         assert counted[name]["malformed"] > 0, counted
         assert counted[name]["forbidden"] > 0, counted
     assert counted["loader"]["zombies"] > 0, counted
-    run.until(lambda: run.step() >= STEPS, 120, "enough steps")
+    run.until(lambda: run.step() >= STEPS_IN_PEACE, 120, "enough steps")
     assert command(run, "stop").returncode == 0
     assert run.finish(60) == 130, run.story()
-    assert digests(run)[:STEPS] == in_peace
+    assert digests(run)[:STEPS_IN_PEACE] == in_peace
     assert {actor["restarts"] for actor in document["actors"]} == {0}
     assert run.leftovers() == []
 
