@@ -81,7 +81,7 @@ def _masked(model: LoopLM, rows: Rows, noise: int | None, logit_elements: int) -
     with torch.no_grad():
         trunk = model.trunk(rows.inputs, noise=noise)
     choice = _choose(model, trunk, rows, logit_elements)
-    detaching = Detaching(choice.kept.mask(rows.inputs.shape[1]))
+    detaching = Detaching(choice.kept.mask())
     trunk = model.trunk(rows.inputs, requantise=False, noise=noise, apply=detaching.apply)
     predictions = model.predictions(trunk, rows, apply=detaching.apply)
     return _at(Learnt(rows, trunk, predictions, None), choice)

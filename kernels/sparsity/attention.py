@@ -12,7 +12,7 @@ Keys are put in the order kept, dropped. Both parts ascend, so the first sees a 
 queries taken in chunks leave out most keys of their future.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ from kernels.sparsity.token_filter import CHUNK, Kept
 
 # Shapes: B rows, S positions, k of them kept, d dropped, H heads, D width of a head, c queries of a
 # chunk that sees e kept and f dropped keys.
+
+
+# Elements of masks, bytes, that are kept over layers.
+_KEPT_MASKS = 1 << 24
 
 
 class _Chunk(NamedTuple):
@@ -64,7 +68,7 @@ class _KeptAttention(torch.autograd.Function):
     ) -> Tensor:
         if y is None:
             y = torch.empty_like(q)
-            for chunk in _chunks(kept, other_k):
+            for chunk in _chunks(kept):
                 p_kept, p_other = _softmax(q, k, other_k, chunk)
                 part = p_kept @ v[:, :, : chunk.stop]
                 part += p_other @ other_v[:, :, : chunk.dropped]
@@ -81,7 +85,7 @@ class _KeptAttention(torch.autograd.Function):
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         along = (dy * y).sum(dim=-1, keepdim=True)
         scale = q.shape[-1] ** -0.5
-        for chunk in _chunks(ctx.kept, other_k):
+        for chunk in _chunks(ctx.kept):
             here, e, f = slice(chunk.start, chunk.stop), chunk.stop, chunk.dropped
             p_kept, p_other = _softmax(q, k, other_k, chunk)
             dy_c, along_c = dy[:, :, here], along[:, :, here]
@@ -104,12 +108,21 @@ def _softmax(q: Tensor, k: Tensor, other_k: Tensor, chunk: _Chunk) -> tuple[Tens
     return p_kept, p_other
 
 
-def _chunks(kept: Kept, other_k: Tensor) -> Iterator[_Chunk]:
+def _chunks(kept: Kept) -> Iterable[_Chunk]:
+    """The same for every layer, so masks are made once where they are small."""
+    if kept.index.shape[0] * kept.index.shape[1] * kept.positions > _KEPT_MASKS:
+        return _made_chunks(kept)
+    if "chunks" not in kept.notes:
+        kept.notes["chunks"] = list(_made_chunks(kept))
+    return kept.notes["chunks"]
+
+
+def _made_chunks(kept: Kept) -> Iterator[_Chunk]:
     B, k = kept.index.shape
-    d = other_k.shape[2]
-    S = k + d
-    places_Bd = kept.flat_rest.view(B, d) - torch.arange(B, device=other_k.device)[:, None] * S
-    order_k = torch.arange(k, device=other_k.device)
+    device = kept.index.device
+    starts_B1 = torch.arange(B, device=device)[:, None] * kept.positions
+    places_Bd = kept.flat_rest.view(B, -1) - starts_B1
+    order_k = torch.arange(k, device=device)
     for start, f in zip(range(0, k, CHUNK), kept.before, strict=True):
         stop = min(start + CHUNK, k)
         later = (order_k[:stop] > order_k[start:stop, None]).expand(B, -1, -1)

@@ -6,7 +6,8 @@ the loss of a reference model by (Rho-1, arXiv 2404.07965). Every row keeps the 
 tokens, so that shapes never change. The papers choose within a whole batch instead.
 """
 
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ Backward = Literal["gathered", "masked", "loss_only"]
 CHUNK = 128
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """The positions that are learnt from, ascending in each row."""
 
     index: Tensor  # int64 (B, k)
@@ -28,6 +30,8 @@ class Kept(NamedTuple):
     flat_rest: Tensor  # (B (S - k),): of those that are not
     # For each CHUNK of kept positions, how many that are not kept come before its last, at most.
     before: tuple[int, ...]
+    positions: int  # S
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])  # what layers share
 
     def take(self, x_BSX: Tensor) -> Tensor:
         """The kept positions of anything (B, S, ..): (B, k, ..). Differentiable."""
@@ -39,9 +43,10 @@ class Kept(NamedTuple):
         rest = x_BSX.flatten(0, 1).index_select(0, self.flat_rest)
         return rest.view(len(self.index), -1, *x_BSX.shape[2:])
 
-    def mask(self, positions: int) -> Tensor:
+    def mask(self) -> Tensor:
         """Bool (B, S): whether a position is kept."""
-        out = torch.zeros(len(self.index), positions, dtype=torch.bool, device=self.index.device)
+        shape = len(self.index), self.positions
+        out = torch.zeros(shape, dtype=torch.bool, device=self.index.device)
         return out.scatter_(1, self.index, value=True)
 
 
@@ -64,6 +69,7 @@ def select(score_BS: Tensor, count: int) -> Kept:
         flat=(index + starts_B1).flatten(),
         flat_rest=(rest + starts_B1).flatten(),
         before=tuple(before.tolist()),
+        positions=S,
     )
 
 

@@ -26,7 +26,7 @@ def test_the_highest_of_each_row_are_kept_in_their_order():
     assert kept.index.tolist() == [[1, 3], [0, 1]]
     assert kept.flat.tolist() == [1, 3, 4, 5]
     assert kept.flat_rest.tolist() == [0, 2, 6, 7]
-    assert kept.mask(4).tolist() == [[False, True, False, True], [True, True, False, False]]
+    assert kept.mask().tolist() == [[False, True, False, True], [True, True, False, False]]
     x = torch.arange(8.0).view(2, 4)
     assert kept.take(x).tolist() == [[1, 3], [4, 5]]
     assert kept.take_rest(x).tolist() == [[0, 2], [6, 7]]
@@ -49,12 +49,12 @@ def test_gradients_of_what_was_taken_lie_where_it_was():
     x = normal(2, 6, 5).requires_grad_()
     assert torch.autograd.gradcheck(kept.take, (x,))
     (dx,) = torch.autograd.grad(kept.take(x).sum(), x)
-    assert torch.equal(dx, kept.mask(6)[..., None].expand(-1, -1, 5).double())
+    assert torch.equal(dx, kept.mask()[..., None].expand(-1, -1, 5).double())
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, kept: Kept) -> Tensor:
     """All queries, dropped keys and values detached; then the kept rows."""
-    mask = kept.mask(q.shape[1])[:, :, None, None]
+    mask = kept.mask()[:, :, None, None]
     k, v = (torch.where(mask, x, x.detach()) for x in (k, v))
     return kept.take(causal_attention(q, k, v))
 
