@@ -163,6 +163,8 @@ class Database:
             ) from error
         except sqlite3.DatabaseError as error:
             raise LedgerError(self.damaged(str(error))) from error
+        except (TypeError, ValueError, OverflowError) as error:  # columns of another type, and such
+            raise LedgerError(self.damaged(str(error))) from error
 
     def damaged(self, what: str) -> str:
         """What to tell people about a file that is not whole."""
