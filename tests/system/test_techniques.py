@@ -21,6 +21,7 @@ EVERYTHING = (
     "optimizer.matrices.kind=muon8bit",
     "optimizer.dense.kind=foam",
     "optimizer.dense_codec=int8",
+    "optimizer.dense_updates=two_bit",
     "optimizer.fire_at=[12]",
 )
 PROJECTED = (

@@ -27,6 +27,7 @@ COMMON = (
     "optimizer.dense.kind=foam",
     "optimizer.dense.level=3",
     "optimizer.dense_codec=int8",
+    "optimizer.dense_updates=two_bit",
     "optimizer.fire_at=[4]",
 )
 GALORE = (
