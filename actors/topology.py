@@ -168,6 +168,7 @@ class SupervisionSpec(Table, frozen=True):
     backoff_max_s: NotNegative = 5.0
     stop_s: Seconds = 10.0  # polite part of a stop
     orphan_grace_s: Seconds = 10.0  # an actor without supervisor leaves after this
+    stall_s: Seconds = 3600.0  # no step for so long: the run is stopped, with everybody's stacks
 
 
 class CheckpointSpec(Table, frozen=True):
