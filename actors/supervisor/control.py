@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from actors import process
 from actors.process import Identity
 from actors.supervisor import reports, status
-from actors.supervisor.events import Completed, Heard, Left, StopWanted
+from actors.supervisor.events import Committed, Completed, Heard, Left, StopWanted
 from protocol.messages import (
     Answer,
     Beat,
@@ -86,8 +86,11 @@ class Desk:
             waiting_s=beat.waiting_s,
             rss_bytes=beat.rss_bytes,
         )
-        if self._alive(received, beat, heard):
-            self._home.beats[received.sender] = beat
+        if not self._alive(received, beat, heard):
+            return
+        self._home.beats[received.sender] = beat
+        if received.sender == "optimizer_shard/0" and "step" in beat.gauges:
+            self._home.handle(Committed(int(beat.gauges["step"])))
 
     def _alive(self, received: Received, said: Hello | Beat, heard: Heard) -> bool:
         """Believe it if it is who the table says, and answer, so that it knows that we live."""

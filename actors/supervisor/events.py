@@ -88,6 +88,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """Shard 0 says which step it has committed last."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """The last step is committed and on disk."""
 
@@ -112,7 +119,9 @@ class Resumed:
     reason: str
 
 
-Event = Tick | Forked | NotForked | Heard | Ended | Left | Completed | StopWanted | Resumed
+Event = (
+    Tick | Forked | NotForked | Heard | Ended | Left | Committed | Completed | StopWanted | Resumed
+)
 
 
 # --- Instructions ---------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from actors.identity import Identity
 from actors.supervisor.events import (
     Bury,
+    Committed,
     Completed,
     End,
     Ended,
@@ -42,6 +43,7 @@ from actors.supervisor.events import (
     Tick,
 )
 from actors.supervisor.rationing import Rationing
+from actors.supervisor.stalling import Stall
 from actors.topology import SupervisionSpec
 from protocol.messages import ActorState, PeerDown, PeerUp, Stop
 
@@ -83,6 +85,12 @@ class Actor:
         """Of the actor."""
         return self.place.name
 
+    @property
+    def begins(self) -> bool:
+        """Whether its very first life still gets ready."""
+        getting_ready = self.last is None or self.last.state == "starting"
+        return not self.arrived or (getting_ready and not self.deaths and self.incarnation <= 1)
+
     def state(self, *, stopping: bool) -> ActorState:
         """As `status` shows it."""
         if self.condemned or (self.stage == "idle" and self.deaths) or self.stage == "gone":
@@ -112,6 +120,7 @@ class Supervision:
         self._patience_s = spec.stop_s
         self._finished = False
         self._last_tick = now
+        self._stall = Stall(spec.stall_s, now)
         for place in sorted(places, key=lambda place: (place.start_order, place.name)):
             self._seat(place, (memories or {}).get(place.name), now)
 
@@ -148,10 +157,11 @@ class Supervision:
                 done += self._heard(event, now)
             case Ended():
                 done += self._ended(event, now)
-            case Left(failed=failed) if failed:
-                done += self._wind_up("failed", f"{event.name}: {failed}", now)
-            case Left():
-                pass  # its end follows
+            case Left(name=name, failed=failed):
+                # In peace: its end follows.
+                done += self._wind_up("failed", f"{name}: {failed}", now) if failed else []
+            case Committed(step=step):
+                self._stall.heard(step, now)
             case Completed(step=step):
                 done += self._wind_up("done", f"step {step} is committed", now)
             case StopWanted():
@@ -240,6 +250,7 @@ class Supervision:
     def _tick(self, now: float) -> list[Instruction]:
         paused_s, self._last_tick = now - self._last_tick, now
         if paused_s > max(_OWN_PAUSE_S, self.spec.silence_s / 2):
+            self._stall.paused(paused_s)
             for actor in self.actors.values():
                 actor.heard_at = now
                 # Not from anew: on a busy machine we pause again and again, and a hang would last.
@@ -256,7 +267,23 @@ class Supervision:
             elif now >= actor.kill_at:
                 actor.kill_at, actor.killed_at = float("inf"), now
                 done.append(self._kill(actor, actor.who, signal.SIGKILL))
-        return done
+        return done + self._stand_still(now)
+
+    def _stand_still(self, now: float) -> list[Instruction]:
+        """Nobody is to blame, and yet nothing goes on."""
+        if any(actor.begins for actor in self.actors.values()):
+            self._stall.begins(now)
+        if self.end is not None or not self._stall.over(now):
+            return []
+        living = [actor for actor in self.actors.values() if actor.who is not None]
+        waits = [(actor.name, actor.last.waiting_for) for actor in living if actor.last]
+        reason = self._stall.reason(waits)
+        stacks = [
+            Kill(actor.name, actor.incarnation, actor.who, signal.SIGUSR2, reason)
+            for actor in living
+            if actor.who is not None
+        ]
+        return [*stacks, *self._wind_up("failed", reason, now)]
 
     def _judge(self, actor: Actor, now: float) -> list[Instruction]:
         """Whether a living actor may go on living."""

@@ -38,6 +38,7 @@ SPEC = SupervisionSpec(
     backoff_s=0.05,
     backoff_max_s=5.0,
     stop_s=10.0,
+    stall_s=900.0,
 )
 PLACES = (
     Place("recorder", "recorder", 0, 9),

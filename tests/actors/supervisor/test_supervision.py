@@ -9,6 +9,7 @@ import pytest
 from actors.process import Identity
 from actors.supervisor.events import (
     Bury,
+    Committed,
     Completed,
     Ended,
     Event,
@@ -361,3 +362,42 @@ def test_only_a_present_life_has_a_say(world: World):
     assert not world.decider.lives("trainer/7", 0)
     world.decider.handle(Ended("trainer/0", 1, "killed by SIGKILL"), world.clock.now())
     assert not world.decider.lives("trainer/0", 1)
+
+
+def waits(world: World, s: float) -> list[Instruction]:
+    """Everybody beats for so long, and waits for somebody."""
+    told: list[Instruction] = []
+    for _ in range(int(s)):
+        world.clock.advance(1.0)
+        for name in list(world.alive):
+            world.beat(name, progress=7, waiting_for="a miracle")
+        told += world.tell(Tick())
+    return told
+
+
+def test_a_run_that_stands_still_is_stopped_with_everybodys_stacks(world: World):
+    world.up()
+    world.tell(Committed(3))
+    assert waits(world, SPEC.stall_s - 1) == []
+    world.tell(Committed(4))
+    assert waits(world, SPEC.stall_s - 1) == []
+    told = waits(world, 2)
+    assert {kill.signal for kill in of(Kill, told)} == {signal.SIGUSR2}
+    assert {kill.name for kill in of(Kill, told)} == {place.name for place in PLACES}
+    assert world.decider.end == "failed"
+    said = "no step was committed for 900 s after step 4: recorder waits for a miracle; trainer/0"
+    assert world.decider.reason.startswith(said)
+
+
+def test_a_run_that_gets_ready_does_not_stand_still(world: World):
+    world.begin()
+    for _ in range(int(SPEC.stall_s) + 10):
+        world.clock.advance(1.0)
+        world.beat("recorder")
+        for name in ("trainer/0", "trainer/1", "data_worker/0"):
+            if name in world.alive:
+                world.decider.handle(
+                    Heard(name, 1, state="starting", progress=0), world.clock.now()
+                )
+        world.tell(Tick())
+    assert world.decider.end is None
