@@ -15,6 +15,8 @@ import tomli_w
 from msgspec import Meta
 
 from actors import strict_toml, topology_rules
+from actors.data_tables import DataSpec as DataSpec
+from actors.data_tables import Source as Source
 from actors.optimizer_tables import OptimizerGroup as OptimizerGroup
 from actors.optimizer_tables import OptimizerSpec as OptimizerSpec
 from actors.strict_toml import TopologyError as TopologyError
@@ -26,8 +28,6 @@ from actors.table import (
     Port,
     Positive,
     Seconds,
-    Share,
-    Size,
     Steps,
     Table,
     Width,
@@ -86,33 +86,6 @@ class ModelSpec(Table, frozen=True):
     prediction: Literal["parallel", "sequential"] = "parallel"  # Gloeckle's or DeepSeek-V3's form
 
 
-class Source(Table, frozen=True):
-    """One place samples come from. Paths may hold ~ and globs."""
-
-    kind: Literal["python_stdlib", "directory", "jsonl", "parquet"]
-    path: str = ""
-    pattern: str = "**/*.py"  # of a directory
-    field: str = "text"  # JSON key or column
-    language: Literal["python", "rust", "text"] = "python"
-
-
-class DataSpec(Table, frozen=True):
-    """Where samples come from and what happens to them."""
-
-    sources: tuple[Source, ...] = (Source(kind="python_stdlib"),)
-    order: Literal["strict", "ready"] = "strict"
-    verify: bool = True
-    cutoff_ms: Positive = 50.0  # a fast worker hands a sample over when a stage ends after this
-    lease_s: Seconds = 30.0
-    credit: Count = 4  # samples a worker may hold
-    lookahead_batches: Count = 4  # steps composed ahead of the trainers
-    held_out_share: Share = 0.02  # of the files; prompts for rollouts are cut from these
-    augment_share: Share = 0.0  # of Python samples, per epoch, whose local variables are renamed
-    max_sample_bytes: Size = 4_000_000
-    max_deaths_per_sample: Count = 3
-    tokenizer: str = ""  # path of a tokenizer.json; "": trained on the corpus at first use
-
-
 class TrainSpec(Table, frozen=True):
     """What one step consists of."""
 
@@ -168,6 +141,7 @@ class SupervisionSpec(Table, frozen=True):
     backoff_max_s: NotNegative = 5.0
     stop_s: Seconds = 10.0  # polite part of a stop
     orphan_grace_s: Seconds = 10.0  # an actor without supervisor leaves after this
+    gone_s: Seconds = 10.0  # elastic: a trainer that is down for longer is gone
     stall_s: Seconds = 3600.0  # no step for so long: the run is stopped, with everybody's stacks
 
 
@@ -216,6 +190,10 @@ class Topology(Table, frozen=True):
     steps: Annotated[int, Meta(ge=1, le=1_000_000_000)]
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     exchange: Literal["shard"] = "shard"
+    # True: steps go on without trainers that are gone (supervision.gone_s), who join again later,
+    # and metrics.jsonl says who was missing where. False: everybody is waited for.
+    elastic: bool = False
+    attendance_of: str = ""  # a run whose metrics.jsonl says that: it is followed to the letter
     data: DataSpec = DataSpec()
     rollout: RolloutSpec = RolloutSpec()
     supervision: SupervisionSpec = SupervisionSpec()
@@ -333,7 +311,8 @@ def absolute_paths(topology: Topology, base: Path | None = None) -> Topology:
     train = msgspec.structs.replace(train, filter_reference=absolute(train.filter_reference))
     sources = tuple(msgspec.structs.replace(s, path=absolute(s.path)) for s in data.sources)
     data = msgspec.structs.replace(data, sources=sources, tokenizer=absolute(data.tokenizer))
-    return msgspec.structs.replace(topology, data=data, train=train)
+    followed = absolute(topology.attendance_of)
+    return msgspec.structs.replace(topology, data=data, train=train, attendance_of=followed)
 
 
 def _not_found(name_or_path: str, is_path: bool) -> str:

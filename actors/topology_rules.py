@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from actors import optimizer_rules
+from actors import data_rules, optimizer_rules
 
 if TYPE_CHECKING:
     from actors.topology import (
         ActorCounts,
-        DataSpec,
         ModelSpec,
         RolloutSpec,
         ScheduleSpec,
@@ -27,6 +26,11 @@ if TYPE_CHECKING:
     )
 
 Rule = tuple[str, str]  # key path, what is wrong and what would be accepted
+
+# Codecs whose gradients stand for themselves.
+_WITHOUT_MEMORY = frozenset(("dense", "int8", "int4", "int4_rotated"))
+# Ranks fit into a mask of one word of a shard's state.
+_MOST_RANKS = 62
 
 # Tensors a layer owns: q, k, v, o, gate, up, down, two SubLNs and four sandwich norms.
 _TENSORS_PER_LAYER = 13
@@ -43,8 +47,9 @@ def broken_rules(topology: "Topology") -> list[Rule]:
     return [
         *_run(topology, ""),
         *_hardware(topology),
-        *_data(topology.data, topology.actors),
+        *data_rules.broken_rules(topology.data, rollouts=topology.actors.rollouts > 0),
         *_supervision(topology),
+        *_elastic(topology),
         *_emulation(topology),
     ]
 
@@ -180,29 +185,6 @@ def _hardware(topology: "Topology") -> Iterator[Rule]:
         yield "hardware.any", "contradicts hardware.gpus; accepted: any = false, or gpus = 0"
 
 
-def _data(data: "DataSpec", actors: "ActorCounts") -> Iterator[Rule]:
-    if not data.sources:
-        yield "data.sources", "is empty; accepted: at least one source"
-    for i, source in enumerate(data.sources):
-        path = f"data.sources.{i}"
-        if source.kind == "python_stdlib" and source.path:
-            yield f"{path}.path", 'kind "python_stdlib" finds itself; accepted: no path'
-        if source.kind != "python_stdlib" and not source.path:
-            yield f"{path}.path", f'kind "{source.kind}" needs one; accepted: a path, ~ and globs'
-        if source.kind == "directory" and not source.pattern:
-            yield f"{path}.pattern", 'is empty; accepted: a glob such as "**/*.py"'
-        if source.kind in ("jsonl", "parquet") and not source.field:
-            yield f"{path}.field", "is empty; accepted: the key or column that holds the text"
-    if data.held_out_share >= 1:
-        yield "data.held_out_share", "leaves nothing to train on; accepted: 0 to less than 1"
-    if actors.rollouts and data.held_out_share == 0:
-        yield (
-            "data.held_out_share",
-            "is 0, but rollouts cut their prompts from held-out files; accepted: more than 0, or "
-            "actors.rollouts = 0",
-        )
-
-
 def _supervision(topology: "Topology") -> Iterator[Rule]:
     spec = topology.supervision
     if spec.silence_s < 2 * spec.heartbeat_s:
@@ -217,6 +199,27 @@ def _supervision(topology: "Topology") -> Iterator[Rule]:
             f"{spec.backoff_max_s:g} is below backoff_s = {spec.backoff_s:g}; accepted: backoff_s "
             "or more",
         )
+
+
+def _elastic(topology: "Topology") -> Iterator[Rule]:
+    """Steps of fewer ranks need gradients that stand for themselves."""
+    key = "elastic" if topology.elastic else "attendance_of"
+    if not topology.elastic and not topology.attendance_of:
+        return
+    if topology.elastic and topology.attendance_of:
+        yield "attendance_of", "says who takes part; accepted: elastic = false beside it"
+    spec = topology.optimizer
+    if spec.matrices.projection != "none":
+        yield key, 'bases are found by all ranks together; accepted: projection = "none"'
+    remembering = {spec.codec, spec.dense_codec} - _WITHOUT_MEMORY
+    if remembering:
+        yield (
+            key,
+            f"the codec {sorted(remembering)[0]!r} remembers from step to step what a rank that was "
+            f"absent does not know; accepted: {', '.join(sorted(_WITHOUT_MEMORY))}",
+        )
+    if topology.actors.trainers > _MOST_RANKS:
+        yield key, f"{topology.actors.trainers} trainers; accepted: at most {_MOST_RANKS}"
 
 
 def _emulation(topology: "Topology") -> Iterator[Rule]:

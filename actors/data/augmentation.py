@@ -39,6 +39,11 @@ class Chance:
         digest = hashlib.blake2b(f"{self._key}\0{what}".encode(), digest_size=7).digest()
         return int.from_bytes(digest, "big") / 2**56
 
+    def bits(self, what: str) -> int:
+        """128 of them, to seed a generator with."""
+        digest = hashlib.blake2b(f"{self._key}\0{what}".encode(), digest_size=16).digest()
+        return int.from_bytes(digest, "big")
+
 
 def rename_locals(text: str, chance: Chance) -> str | None:
     """`text` with local variables of its functions renamed; None when there is nothing to rename.

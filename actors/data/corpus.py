@@ -18,9 +18,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.data.mixture import Choose, choosing, copies
 from protocol.messages import SampleRef
 
-FileKind = Literal["file", "jsonl", "parquet"]
+# "packed": lines of a compressed .jsonl file, see packed.py
+FileKind = Literal["file", "jsonl", "packed", "parquet"]
 IntArray = NDArray[np.int64]
 
 
@@ -34,6 +36,8 @@ class SourceFile:
     kind: FileKind
     field: str  # JSON key or column; "" of a plain file
     size: int  # bytes, when listed
+    source: int = 0  # which of the topology's
+    weight: float = 1.0  # how often its samples come in an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Corpus:
     offsets: IntArray  # bytes; 0 of plain files
     lengths: IntArray  # bytes; -1: to the end of the file, or a parquet row
     positions: IntArray  # line (from 1) or row (from 0); -1 of plain files
+    copies: NDArray[np.int16]  # which of a sample's entries this is, from 0, see mixture.py
     digest: str  # see sources.corpus_digest
 
     def __len__(self) -> int:
@@ -60,7 +65,7 @@ class Corpus:
         match file.kind:
             case "file":
                 return file.name
-            case "jsonl":
+            case "jsonl" | "packed":
                 return f"{file.name}:{int(self.positions[sample])}"
             case "parquet":
                 return f"{file.name}[{int(self.positions[sample])}]"
@@ -74,7 +79,7 @@ class Corpus:
             path=file.path,
             offset=int(self.offsets[sample]),
             length=int(self.lengths[sample]),
-            row=int(self.positions[sample]) if file.kind == "parquet" else -1,
+            row=int(self.positions[sample]) if file.kind in ("packed", "parquet") else -1,
             field=file.field,
         )
 
@@ -83,9 +88,21 @@ class Corpus:
         file, length = self.file(sample), int(self.lengths[sample])
         return file.language, float(file.size if file.kind == "file" else max(length, 0))
 
+    def language(self, sample: int) -> str:
+        """What it is written in."""
+        return self.file(sample).language
+
     def bytes_listed(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
+
+    def choosing(self, entries: IntArray, seed: int) -> Choose:
+        """Which of `entries` come in an epoch."""
+        of_file = np.array([file.source for file in self.files], np.int64)
+        weights = dict(sorted((file.source, file.weight) for file in self.files))
+        by_source = [weights.get(i, 1.0) for i in range(max(weights, default=0) + 1)]
+        sources = of_file[self.file_ids[entries]]
+        return choosing(entries, sources, self.copies[entries].astype(np.int64), by_source, seed)
 
     def split(self, share: float) -> tuple[IntArray, IntArray]:
         """Ids to train on and ids held out, both ascending."""
@@ -109,14 +126,23 @@ def one_sample() -> Rows:
 def assemble(entries: Sequence[tuple[SourceFile, Rows]], digest: str) -> Corpus:
     """The corpus of these files, sorted by name."""
     ordered = sorted(entries, key=lambda entry: entry[0].name)
-    counts = [len(rows.offsets) for _, rows in ordered]
+    times = [copies(file.weight) for file, _ in ordered]
+    rows = [len(rows.offsets) for _, rows in ordered]
     empty = np.empty(0, np.int64)
+
+    def column(name: str) -> IntArray:
+        parts = [np.tile(getattr(r, name), n) for (_, r), n in zip(ordered, times, strict=True)]
+        return np.concatenate([empty, *parts])
+
+    copy = [np.repeat(np.arange(n), count) for n, count in zip(times, rows, strict=True)]
+    counts = [n * count for n, count in zip(times, rows, strict=True)]
     return Corpus(
         files=tuple(file for file, _ in ordered),
         file_ids=np.repeat(np.arange(len(ordered), dtype=np.int32), counts),
-        offsets=np.concatenate([empty, *(rows.offsets for _, rows in ordered)]),
-        lengths=np.concatenate([empty, *(rows.lengths for _, rows in ordered)]),
-        positions=np.concatenate([empty, *(rows.positions for _, rows in ordered)]),
+        offsets=column("offsets"),
+        lengths=column("lengths"),
+        positions=column("positions"),
+        copies=np.concatenate([empty, *copy]).astype(np.int16),
         digest=digest,
     )
 

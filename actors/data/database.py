@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 _APPLICATION_ID = 0x5472694C  # "TriL"
 # Checking every page takes about 1 s per 200 MB: beyond this, only the structure is checked.
 _CHECK_WHOLE_BYTES = 64 * 1024 * 1024

@@ -107,7 +107,7 @@ class Feed:
     def __init__(
         self,
         shape: Shape,
-        samples: NDArray[np.int64],
+        samples: NDArray[np.int64] | Callable[[int], NDArray[np.int64]],
         recorded: Recorded,
         *,
         seed: int,

@@ -54,14 +54,17 @@ CREATE TABLE spool (
 );
 CREATE TABLE files (
     file INTEGER PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, language TEXT NOT NULL,
-    kind TEXT NOT NULL, field TEXT NOT NULL, size INTEGER NOT NULL
+    kind TEXT NOT NULL, field TEXT NOT NULL, size INTEGER NOT NULL,
+    source INTEGER NOT NULL, weight REAL NOT NULL
 );
 CREATE TABLE places (
     sample INTEGER PRIMARY KEY, file INTEGER NOT NULL,
-    offset INTEGER NOT NULL, length INTEGER NOT NULL, position INTEGER NOT NULL
+    offset INTEGER NOT NULL, length INTEGER NOT NULL, position INTEGER NOT NULL,
+    copy INTEGER NOT NULL
 );
 CREATE VIEW samples (sample, name, path) AS
     SELECT sample, name || CASE kind WHEN 'jsonl' THEN ':' || position
+                                     WHEN 'packed' THEN ':' || position
                                      WHEN 'parquet' THEN '[' || position || ']' ELSE '' END, path
     FROM places JOIN files USING (file);
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -102,22 +105,35 @@ class Ledger:
                         "put it back, or start a new run with --run"
                     )
 
-    def store_corpus(self, corpus: Corpus) -> None:
-        """Remember every sample. Ids never change afterwards, whatever happens to the files."""
+    def store_corpus(self, corpus: Corpus, repeats: Mapping[int, int] | None = None) -> None:
+        """Remember every sample. Ids never change afterwards, whatever happens to the files.
+
+        `repeats`: samples to leave out, and which others they nearly repeat.
+        """
         with self._base.transaction():
             for table in ("files", "places"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - two words of ours
             self._db.executemany(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    (i, file.name, file.path, file.language, file.kind, file.field, file.size)
+                    (
+                        *(i, file.name, file.path, file.language, file.kind, file.field, file.size),
+                        *(file.source, file.weight),
+                    )
                     for i, file in enumerate(corpus.files)
                 ),
             )
-            columns = (corpus.file_ids, corpus.offsets, corpus.lengths, corpus.positions)
+            columns = (
+                *(corpus.file_ids, corpus.offsets, corpus.lengths, corpus.positions),
+                corpus.copies,
+            )
             self._db.executemany(
-                "INSERT INTO places VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?)",
                 ((i, *map(int, place)) for i, place in enumerate(zip(*columns, strict=True))),
+            )
+            self._db.executemany(
+                "INSERT OR IGNORE INTO refused VALUES (?, 0, 'near-duplicate', ?)",
+                ((i, f"of {corpus.name(other)}") for i, other in (repeats or {}).items()),
             )
             self._base.set_fact("corpus", corpus.digest)
 
@@ -135,16 +151,18 @@ class Ledger:
             files = tuple(
                 SourceFile(*row)
                 for row in self._db.execute(
-                    "SELECT name, path, language, kind, field, size FROM files ORDER BY file"
+                    "SELECT name, path, language, kind, field, size, source, weight FROM files "
+                    "ORDER BY file"
                 )
             )
-            columns = array("q"), array("q"), array("q"), array("q")
-            query = "SELECT file, offset, length, position FROM places ORDER BY sample"
+            columns = tuple(array("q") for _ in range(5))
+            query = "SELECT file, offset, length, position, copy FROM places ORDER BY sample"
             for row in self._db.execute(query):
                 for column, value in zip(columns, row, strict=True):
                     column.append(value)
-        file_ids, offsets, lengths, positions = (np.array(column, np.int64) for column in columns)
-        return Corpus(files, file_ids.astype(np.int32), offsets, lengths, positions, digest)
+        file_ids, *places, copies = (np.array(column, np.int64) for column in columns)
+        copy = copies.astype(np.int16)
+        return Corpus(files, file_ids.astype(np.int32), *places, copies=copy, digest=digest)
 
     # --- what has been composed -------------------------------------------------------------------
 

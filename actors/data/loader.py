@@ -27,6 +27,7 @@ from actors.data.ledger import Ledger
 from actors.data.packing import Document
 from actors.data.prepare import Report
 from actors.data.prompts import MAX_FILE_BYTES, Prompts
+from actors.data.quality import Quality
 from actors.data.stages import Options, SampleProblem, State, read
 from actors.data.terms import facts_of, shape_of, terms_of
 from actors.loop import AsyncMailbox, serve
@@ -63,6 +64,7 @@ class Loader:
             lambda endpoint, curve: mailbox.bind("remote", endpoint, curve),
         )
         self._refused: Counter[str] = Counter()
+        self._quality = Quality(self._topology.data)
 
     async def run(self) -> str:
         """Serve until told to stop; why the run cannot go on, or "" when it can."""
@@ -144,13 +146,11 @@ class Loader:
         self._tokenizer = self._run.tokenizer.read_bytes()
         ledger.bind_to(facts_of(wanted, self._tokenizer))
         training, held_out = corpus.split(data.held_out_share)
-        shape = shape_of(wanted)
+        shape, chosen = shape_of(wanted), corpus.choosing(training, wanted.seed)
 
         def feed(recorded: Recorded) -> Feed:
             expect = self._crew.learning.expect
-            return Feed(
-                shape, training, recorded, seed=wanted.seed, order=data.order, expect=expect
-            )
+            return Feed(shape, chosen, recorded, seed=wanted.seed, order=data.order, expect=expect)
 
         table = LeaseTable(
             lease_s=data.lease_s,
@@ -194,6 +194,8 @@ class Loader:
             self._lease()
             if self._is_hopeless():
                 return self._why_hopeless()
+            if problem := self._quality.problem():
+                return problem
             self._show()
             timeout_s = RETRY_S if unsent else IDLE_S
         self._crew.dismiss(self._mailbox.stopping)
@@ -225,7 +227,8 @@ class Loader:
         """Pass on what became of samples."""
         for outcome in outcomes:
             match outcome:
-                case Document():
+                case Document(key=key):
+                    self._quality.good(key[1], self._corpus.language(key[1]))
                     self._batches.finished(outcome)
                 case Refusal(key=key, kind=kind, detail=detail):
                     # The same sample may be on its way for two epochs at once.
@@ -239,6 +242,7 @@ class Loader:
                     self._batches.quarantined(key, reason, deaths)
 
     def _count_refusal(self, sample: int, kind: str, why: str) -> None:
+        self._quality.refused(kind)
         self._refused[kind] += 1
         if self._refused[kind] <= NAMED:
             name = self._corpus.name(sample)
@@ -304,7 +308,8 @@ class Loader:
     def _suits_prompts(self, sample: int) -> bool:
         # Parquet would double this process's memory for a handful of prompts.
         file = self._corpus.file(sample)
-        return file.language == "python" and file.kind != "parquet"
+        is_first = not self._corpus.copies[sample]
+        return is_first and file.language == "python" and file.kind != "parquet"
 
     def _held_out_text(self, sample: int) -> tuple[str, str] | None:
         try:
@@ -344,6 +349,7 @@ class Loader:
             "samples": self._crew.finished,
             "refused": sum(self._refused.values()),
             "quarantined": self._quarantined,
+            "compile_rate": self._quality.compile_rate,
             "epoch": feed.epoch,
             "buffered_tokens": feed.buffered_tokens,
         }

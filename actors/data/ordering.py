@@ -7,7 +7,7 @@ record is the order.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -50,14 +50,15 @@ class Draws:
     def __init__(
         self,
         seed: int,
-        samples: NDArray[np.int64],
+        samples: NDArray[np.int64] | Callable[[int], NDArray[np.int64]],
         *,
         epoch: int = 0,
         settled: dict[int, set[int]] | None = None,
         left_out: set[int] | None = None,
     ) -> None:
-        """`settled`: per epoch, samples whose turn is over. `left_out`: samples never drawn again;
-        the set is looked at anew for every draw, so the caller may add to it."""
+        """`samples`: those of every epoch, or what tells those of one. `settled`: per epoch, those
+        whose turn is over. `left_out`: samples never drawn again; the set is looked at anew for
+        every draw, so the caller may add to it."""
         self._seed = seed
         self._samples = samples
         self._settled = settled or {}
@@ -65,10 +66,6 @@ class Draws:
         self.epoch = epoch
         self._turn = 0
         self._order = self._shuffled()
-
-    def __len__(self) -> int:
-        """Samples an epoch draws at most."""
-        return len(self._samples)
 
     def next(self) -> Draw | None:
         """The next turn; None when every sample is left out."""
@@ -84,7 +81,8 @@ class Draws:
 
     def _shuffled(self) -> Iterator[int]:
         settled = self._settled.get(self.epoch, set[int]())
-        order = permutation(self._seed, self.epoch, self._samples)
+        here = self._samples(self.epoch) if callable(self._samples) else self._samples
+        order = permutation(self._seed, self.epoch, here)
         return (
             int(sample)
             for sample in order

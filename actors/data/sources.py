@@ -15,11 +15,15 @@ import re
 import sysconfig
 from array import array
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from actors.data.corpus import Corpus, Rows, SourceFile, assemble, label_of, one_sample
+from actors.data import hub, packed
+from actors.data.corpus import Corpus, FileKind, Rows, SourceFile, assemble, label_of, one_sample
 from actors.data.finding import Found, Skipped, Tree, kind_of, look, matches, walk
+from actors.data.hub import FolderError
+from actors.data.packed import PackError
 from actors.data.parquet import ColumnError, parquet_rows
 from actors.topology import Source
 
@@ -46,24 +50,24 @@ def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
     entries: list[tuple[SourceFile, Rows]] = []
     seen: set[tuple[int, int]] = set()
     taken: set[str] = set()
-    for source in sources:
+    for index, source in enumerate(sources):
         for found in files_of(source, seen, skipped):
-            name = _unique(found.name, taken)
-            kind = "file" if source.kind in ("python_stdlib", "directory") else source.kind
             try:
-                rows = _rows(source, found.path)
+                kind, path, rows = _rows(source, found.path)
             except OSError as error:
                 skipped.note(kind_of(error), found.path)
                 continue
-            except ColumnError as error:
+            except (ColumnError, PackError) as error:
                 raise SourceError(str(error)) from error
             file = SourceFile(
-                name=name,
-                path=found.path,
+                name=_unique(found.name, taken),
+                path=path,
                 language=source.language,
                 kind=kind,
                 field="" if kind == "file" else source.field,
                 size=found.size,
+                source=index,
+                weight=source.weight,
             )
             entries.append((file, rows))
     entries.sort(key=lambda entry: entry[0].name)
@@ -87,7 +91,10 @@ def corpus_digest(files: list[SourceFile]) -> str:
     whole = sum(file.size for file in files) <= DIGEST_WHOLE_BYTES
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.name):
-        digest.update(f"{file.name}\0{file.size}\0{file.language}\0{file.field}\0".encode())
+        facts = f"{file.name}\0{file.size}\0{file.language}\0{file.field}\0"
+        if file.weight != 1.0:
+            facts += f"{file.weight!r}\0"
+        digest.update(facts.encode())
         digest.update(_content_digest(file, whole))
     return digest.hexdigest()
 
@@ -117,6 +124,9 @@ def files_of(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> It
         tree = Tree(library(), "stdlib", _in_library, _not_library)
         yield from walk(tree, seen, skipped)
         return
+    if source.kind == "huggingface":
+        yield from _in_folders(source, seen, skipped)
+        return
     for path in _expand(source):
         if os.path.isdir(path):
             if source.kind != "directory":
@@ -128,6 +138,23 @@ def files_of(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> It
             yield from walk(tree, seen, skipped)
         else:
             found = look(path, label_of(path), seen, skipped)
+            if found is not None:
+                yield found
+
+
+def _in_folders(source: Source, seen: set[tuple[int, int]], skipped: Skipped) -> Iterator[Found]:
+    for folder in _expand(source):
+        if not os.path.isdir(folder):
+            raise SourceError(
+                f"{folder} is a file; kind = 'huggingface' takes the folder of a data set"
+            )
+        try:
+            paths = hub.files(folder, source.split)
+        except (FolderError, OSError) as error:
+            raise SourceError(str(error)) from error
+        for path in paths:
+            name = f"{label_of(folder)}/{os.path.relpath(path, folder)}"
+            found = look(path, name, seen, skipped)
             if found is not None:
                 yield found
 
@@ -184,14 +211,25 @@ def _unique(name: str, taken: set[str]) -> str:
 # --- Samples within a file ------------------------------------------------------------------------
 
 
-def _rows(source: Source, path: str) -> Rows:
-    match source.kind:
-        case "jsonl":
-            return line_rows(path)
-        case "parquet":
-            return parquet_rows(path, source.field)
-        case "directory" | "python_stdlib":
-            return one_sample()
+def _rows(source: Source, path: str) -> tuple[FileKind, str, Rows]:
+    """What kind of file it is to workers, where they find it, and the samples in it.
+
+    Raises `ColumnError`, `PackError`, OSError.
+    """
+    if source.kind in ("directory", "python_stdlib"):
+        return "file", path, one_sample()
+    if path.endswith((".parquet", ".arrow")) or source.kind == "parquet":
+        return "parquet", path, parquet_rows(path, source.field)
+    if packed.kind_of_file(path):
+        return "packed", *packed.pack(path, _cache())
+    return "jsonl", path, line_rows(path)
+
+
+def _cache() -> Path:
+    """Where compressed files lie that were packed anew."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path.home() / ".cache"
+    return base / "trireme" / "packed"
 
 
 def line_rows(path: str) -> Rows:

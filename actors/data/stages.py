@@ -1,182 +1,94 @@
-"""What happens to a sample: read, verify, augment, tokenize, one after the other.
+"""What happens to a sample: read, verify, augment, your own stages, tokenize, one after the other.
 
 A stage is a function `(state, ref, options) -> state`. Between two stages a sample can be handed
 to another worker, on another host too: its state is plain bytes. A stage either returns or raises
 `SampleProblem`, which means that nobody can use this sample; what kills the process is not its
 business (the loader counts deaths per sample).
+
+A stage of somebody's own is a function of the text, named in the topology ("module:function"). It
+may take `rng` (a `numpy.random.Generator` that depends on seed, epoch and sample alone), `name` and
+`language` as well; it returns the text to go on with, or None to leave the sample out. What it
+makes of code is verified again.
 """
 
-import io
-import os
-import stat
-import tokenize as python_tokens
+import functools
+import importlib
+import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from actors.data import augmentation
-from actors.data.finding import kind_of
-from actors.data.parquet import ColumnError, RowReader
-from actors.data.rustc import Verifier
+from actors.data import augmentation, filling
+from actors.data.reading import read
+from actors.data.sample import Options, SampleProblem, State
 from actors.data.scarcity import memory_is_short
-from actors.data.tokenizer import Encoder
 from actors.topology import DataSpec
 from protocol.messages import SampleRef
 
-
-class SampleProblem(Exception):
-    """This sample cannot be used, whoever tries: counted by `kind`, named in the log."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the stages so far made of a sample: text until it is tokenized, then tokens."""
-
-    text: bytes = b""  # UTF-8
-    tokens: NDArray[np.int32] | None = None  # with <bos> and <eos>
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What stages need to know besides the sample."""
-
-    max_sample_bytes: int
-    encoder: Encoder | None = None  # only tokenize needs it
-    seed: int = 0
-    epoch: int = 0  # of the sample at hand; augmentation differs between epochs
-    augment_share: float = 0.0
-    rows: RowReader = field(default_factory=RowReader)
-    rust: Verifier = field(default_factory=Verifier)
-
+__all__ = [
+    "STAGES",
+    "Options",
+    "SampleProblem",
+    "Stage",
+    "StageError",
+    "State",
+    "augment",
+    "compile_problem",
+    "is_verified",
+    "own",
+    "read",
+    "stage_names",
+    "tokenize",
+    "verify",
+]
 
 Stage = Callable[[State, SampleRef, Options], State]
+# Languages that `verify` knows.
+VERIFIED = frozenset({"python", "rust"})
+_KNOWN_PARAMETERS = ("rng", "name", "language")
+_DETAIL_CHARACTERS = 200
+
+
+class StageError(ValueError):
+    """A stage that cannot be had: names it, and says what would be accepted."""
 
 
 def stage_names(data: DataSpec) -> tuple[str, ...]:
     """The stages of this configuration, in order. Those that would do nothing are left out."""
-    wanted = {"verify": data.verify, "augment": data.augment_share > 0}
-    return tuple(name for name in STAGES if wanted.get(name, True))
-
-
-# --- read -----------------------------------------------------------------------------------------
-
-
-def read(_state: State, ref: SampleRef, options: Options) -> State:
-    """The sample's text, as UTF-8 with unix line ends."""
-    try:
-        if ref.row >= 0:
-            text = _row_text(ref, options)
-        elif ref.length >= 0:
-            text = _line_text(ref, options)
-        else:
-            text = _decoded(_file_bytes(ref.path, options.max_sample_bytes), ref.language)
-    except OSError as error:
-        raise SampleProblem(kind_of(error), f"{ref.path}: {error.strerror or error}") from error
-    if not text or text.isspace():
-        raise SampleProblem("empty", "nothing but white space")
-    if "\0" in text:
-        raise SampleProblem("binary", f"a zero byte at character {text.index(chr(0))}")
-    try:
-        encoded = text.replace("\r\n", "\n").replace("\r", "\n").encode()
-    except UnicodeEncodeError as error:  # half a surrogate pair, from a JSON escape
-        raise SampleProblem("not utf-8", str(error)) from error
-    if len(encoded) > options.max_sample_bytes:
-        raise _too_large(len(encoded), options.max_sample_bytes)
-    return State(text=encoded)
-
-
-def _file_bytes(path: str, limit: int) -> bytes:
-    # Non-blocking: a fifo that took the file's place would otherwise never open.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise SampleProblem("not a file", path)
-        if facts.st_size > limit:
-            raise _too_large(facts.st_size, limit)
-        data = file.read(limit + 1)  # it may have grown since
-    if len(data) > limit:
-        raise _too_large(len(data), limit)
-    return data
-
-
-def _decoded(data: bytes, language: str) -> str:
-    """Text of a file. Python may declare another encoding than UTF-8; that is honoured."""
-    if b"\0" in data[:4096] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise SampleProblem("binary", "zero bytes near the start")
-    encoding = "utf-8-sig"
-    if language == "python":
-        try:
-            encoding, _ = python_tokens.detect_encoding(io.BytesIO(data).readline)
-        except SyntaxError as error:  # an unknown name, or undecodable first lines
-            raise SampleProblem("not utf-8", str(error)) from error
-    try:
-        return data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise SampleProblem("not utf-8", str(error)) from error
-
-
-def _line_text(ref: SampleRef, options: Options) -> str:
-    if ref.length > options.max_sample_bytes:
-        raise _too_large(ref.length, options.max_sample_bytes)
-    with open(ref.path, "rb") as file:
-        file.seek(ref.offset)
-        line = file.read(ref.length)
-    if len(line) < ref.length:
-        raise SampleProblem("truncated", f"{ref.path} ends within this line")
-    try:
-        row: object = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SampleProblem("not json", str(error)) from error
-    if not isinstance(row, dict):
-        raise SampleProblem("not json", f"a JSON object was expected, got {type(row).__name__}")
-    fields: dict[str, object] = row  # pyright: ignore[reportUnknownVariableType]
-    if ref.field not in fields:
-        raise SampleProblem("no such field", f"no {ref.field!r}; it has {', '.join(fields)[:200]}")
-    text = fields[ref.field]
-    if not isinstance(text, str):
-        raise SampleProblem("no such field", f"{ref.field!r} holds {type(text).__name__}, not text")
-    return text
-
-
-def _row_text(ref: SampleRef, options: Options) -> str:
-    try:
-        text = options.rows.read(ref.path, ref.field, ref.row)
-    except ColumnError as error:
-        raise SampleProblem("unreadable", str(error)) from error
-    if text is None:
-        raise SampleProblem("empty", "null")
-    return text
-
-
-def _too_large(size: int, limit: int) -> SampleProblem:
-    return SampleProblem("too large", f"{size:,} bytes; data.max_sample_bytes is {limit:,}")
+    names = ["read"]
+    names += ["verify"] * data.verify
+    names += ["augment"] * (data.augment_share > 0)
+    names += data.stages
+    return (*names, "tokenize")
 
 
 # --- verify ---------------------------------------------------------------------------------------
 
 
 def verify(state: State, ref: SampleRef, options: Options) -> State:
-    """The text, unchanged, if it compiles. Languages without a check here pass.
+    """The text, unchanged, if it compiles. Languages without a check here pass, and so do samples
+    whose turn it is not.
 
     Raises `rustc.CannotVerify` where this machine lacks what Rust needs.
     """
-    problem = None
-    if ref.language == "python":
-        problem = compile_problem(state.text.decode())
-    elif ref.language == "rust":
-        problem = options.rust.problem(state.text)
-    if problem is not None:
-        raise SampleProblem(*problem)
+    if is_verified(options.sample, ref.language, options.verify_every_n):
+        problem = _problem(state, ref, options)
+        if problem is not None:
+            raise SampleProblem(*problem)
     return state
+
+
+def is_verified(sample: int, language: str, every_n: int) -> bool:
+    """Is this one of the samples that are looked at?"""
+    return language in VERIFIED and sample % every_n == 0
+
+
+def _problem(state: State, ref: SampleRef, options: Options) -> tuple[str, str] | None:
+    if ref.language == "rust":
+        return options.rust.problem(state.text)
+    return compile_problem(state.text.decode()) if ref.language == "python" else None
 
 
 def compile_problem(text: str) -> tuple[str, str] | None:
@@ -215,14 +127,73 @@ def augment(state: State, ref: SampleRef, options: Options) -> State:
     return State(text=renamed.encode())
 
 
+# --- stages of one's own --------------------------------------------------------------------------
+
+
+@functools.cache
+def own(name: str) -> Stage:
+    """The stage that a topology names as "module:function". Raises `StageError`."""
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+        parameters = inspect.signature(found).parameters
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise StageError(
+            f"data.stages: {name} is not to be had: {error}; accepted: a function of a module that "
+            "Python finds (set PYTHONPATH, or install it)"
+        ) from error
+    wanted = [known for known in _KNOWN_PARAMETERS if known in parameters]
+
+    def stage(state: State, ref: SampleRef, options: Options) -> State:
+        facts = {"name": ref.name, "language": ref.language}
+        known: dict[str, Any] = {key: facts[key] for key in wanted if key in facts}
+        if "rng" in wanted:
+            chance = augmentation.Chance(options.seed, options.epoch, ref.name)
+            known["rng"] = np.random.Generator(np.random.Philox(chance.bits(name)))
+        try:
+            text = found(state.text.decode(), **known)
+        except Exception as error:
+            detail = f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
+            raise SampleProblem(f"fails in {name}", detail) from error
+        return _checked(name, text, state, ref, options)
+
+    return stage
+
+
+def _checked(name: str, text: Any, state: State, ref: SampleRef, options: Options) -> State:
+    """What somebody's stage returned, if it can be gone on with."""
+    if text is None:
+        raise SampleProblem(f"left out by {name}", "")
+    if not isinstance(text, str) or not text or text.isspace() or "\0" in text:
+        what = "nothing but white space" if isinstance(text, str) else type(text).__name__
+        raise SampleProblem(f"fails in {name}", f"it returned {what}; accepted: text, or None")
+    try:
+        made = State(text=text.encode())
+    except UnicodeEncodeError as error:
+        raise SampleProblem(f"fails in {name}", str(error)) from error
+    if len(made.text) > options.max_sample_bytes:
+        raise SampleProblem("too large", f"{len(made.text):,} bytes after {name}")
+    looked_at = is_verified(options.sample, ref.language, options.verify_every_n)
+    if options.verify and looked_at and made.text != state.text:
+        problem = _problem(made, ref, options)
+        if problem is not None:
+            raise SampleProblem(f"broken by {name}", f"{problem[0]}: {problem[1]}")
+    return made
+
+
 # --- tokenize -------------------------------------------------------------------------------------
 
 
-def tokenize(state: State, _ref: SampleRef, options: Options) -> State:
-    """Tokens between <bos> and <eos>."""
+def tokenize(state: State, ref: SampleRef, options: Options) -> State:
+    """Tokens between <bos> and <eos>; of a share of the samples with their middle last."""
     assert options.encoder is not None, "tokenize needs an encoder"
-    tokens = options.encoder.document(state.text.decode())
-    return State(text=state.text, tokens=tokens)
+    text = state.text.decode()
+    if options.fim_share:
+        chance = augmentation.Chance(options.seed, options.epoch, ref.name)
+        cut = filling.cut(text, chance, options.fim_share)
+        if cut is not None:
+            return State(text=state.text, tokens=options.encoder.filled(cut))
+    return State(text=state.text, tokens=options.encoder.document(text))
 
 
 STAGES: dict[str, Stage] = {

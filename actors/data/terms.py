@@ -6,9 +6,10 @@ import msgspec
 
 from actors.data.cutoffs import NEVER_S
 from actors.data.feed import Shape
+from actors.data.sample import Options
 from actors.data.stages import stage_names
-from actors.data.tokenizer import digest_of
-from actors.topology import Topology
+from actors.data.tokenizer import Encoder, digest_of
+from actors.topology import DataSpec, Topology
 from protocol.messages import DataPlan
 
 
@@ -47,9 +48,30 @@ def terms_of(topology: Topology, tokenizer: bytes) -> Terms:
             "credit": data.credit,
             "seed": topology.seed,
             "augment_share": data.augment_share,
+            "fim_share": data.fim_share,
+            "verify": data.verify,
+            "verify_every_n": data.verify_every_n,
+            "licences": list(data.licences),
+            "licence_field": data.licence_field,
         },
     )
     return Terms(plan, tokenizer, topology.model.vocab_size, data.lease_s)
+
+
+def options_of(plan: DataPlan, encoder: Encoder | None) -> Options:
+    """What stages are told, out of what workers are."""
+    said = plan.options
+    return Options(
+        max_sample_bytes=plan.max_sample_bytes,
+        encoder=encoder,
+        seed=int(said.get("seed", 0)),
+        augment_share=float(said.get("augment_share", 0.0)),
+        fim_share=float(said.get("fim_share", 0.0)),
+        verify=bool(said.get("verify", False)),
+        verify_every_n=int(said.get("verify_every_n", 1)),
+        licences=tuple(str(name) for name in said.get("licences", ())),
+        licence_field=str(said.get("licence_field", "")),
+    )
 
 
 def facts_of(topology: Topology, tokenizer: bytes) -> dict[str, str]:
@@ -60,8 +82,18 @@ def facts_of(topology: Topology, tokenizer: bytes) -> dict[str, str]:
         "data.sources": msgspec.json.encode(topology.data.sources).decode(),
         "data.order": topology.data.order,
         "data.held_out_share": repr(topology.data.held_out_share),
+        "what is done to samples": _treatment(topology.data),
         "actors.trainers": str(shape.ranks),
         "rows of each trainer in a step": str(shape.rows),
         "model.seq_len": str(shape.row_tokens - 1),
         "tokenizer.json": digest_of(tokenizer),
     }
+
+
+def _treatment(data: DataSpec) -> str:
+    """Everything that decides what a sample becomes, or whether it is used."""
+    keys = (
+        "verify", "verify_every_n", "augment_share", "fim_share", "stages", "licences",
+        "licence_field", "near_duplicates", "max_sample_bytes", "worker_memory_mb",
+    )  # fmt: skip
+    return msgspec.json.encode({key: getattr(data, key) for key in keys}).decode()

@@ -16,11 +16,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.data.filling import Cut
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 SPECIALS = (BOS, EOS, PAD)
+# Around the parts of a text whose middle comes last; in a tokenizer only where that is asked for.
+FILLING = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 # Three specials and one token for every byte: below this nothing can be encoded.
 SMALLEST_VOCAB = len(SPECIALS) + 256
 
@@ -32,6 +36,12 @@ TRAINING_BYTES = 32 * 1024 * 1024
 # Beginnings and ends of documents in the wild, best first.
 _KNOWN_BOS = (BOS, "<s>", "<|begin_of_text|>", "<|startoftext|>", "[CLS]", "<|endoftext|>")
 _KNOWN_EOS = (EOS, "</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]")
+_KNOWN_FILLING = (
+    FILLING,
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("<PRE>", "<SUF>", "<MID>"),
+)
 
 # An Encoding costs about 450 bytes a token. Pieces are cut where the byte-level pre-tokenizer cuts
 # anyway (between text and white space), so the tokens are the same, memory stays flat, and small
@@ -47,7 +57,15 @@ class TokenizerError(ValueError):
 class Encoder:
     """Text to tokens, always the same ones."""
 
-    def __init__(self, tokenizer: "Tokenizer", *, in_pieces: bool, bos: int, eos: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        *,
+        in_pieces: bool,
+        bos: int,
+        eos: int,
+        filling: tuple[int, int, int] | None = None,
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # A document that contains the text "<eos>" is not two documents.
@@ -56,15 +74,34 @@ class Encoder:
         self._in_pieces = in_pieces
         self.bos = bos
         self.eos = eos
+        self._filling = filling
 
     def document(self, text: str) -> NDArray[np.int32]:
         """Tokens of a whole document, <bos> first and <eos> last."""
-        parts = [np.array([self.bos], np.int32)]
+        return np.concatenate([_one(self.bos), *self._text(text), _one(self.eos)])
+
+    def filled(self, cut: Cut) -> NDArray[np.int32]:
+        """Tokens of a document whose middle comes last. Raises `TokenizerError`."""
+        if self._filling is None:
+            raise TokenizerError(_no_filling("this tokenizer.json"))
+        prefix, suffix, middle = (_one(token) for token in self._filling)
+        before, after = [prefix, *self._text(cut.prefix)], [suffix, *self._text(cut.suffix)]
+        parts = [*after, *before] if cut.suffix_first else [*before, *after]
+        return np.concatenate(
+            [_one(self.bos), *parts, middle, *self._text(cut.middle), _one(self.eos)]
+        )
+
+    def _text(self, text: str) -> list[NDArray[np.int32]]:
+        parts: list[NDArray[np.int32]] = []
         for piece in pieces(text) if self._in_pieces else (text,):
             # "Fast" leaves out offsets, which nobody asks for; `encode` has no such variant.
             (encoding,) = self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)
             parts.append(np.array(encoding.ids, np.int32))
-        return np.concatenate([*parts, np.array([self.eos], np.int32)])
+        return parts
+
+
+def _one(token: int) -> NDArray[np.int32]:
+    return np.array([token], np.int32)
 
 
 def load(document: bytes) -> Encoder:
@@ -72,7 +109,9 @@ def load(document: bytes) -> Encoder:
     tokenizer = _parse(document, "this tokenizer.json")
     bos, eos = special_ids(tokenizer, "this tokenizer.json")
     ours = all(tokenizer.token_to_id(token) == i for i, token in enumerate(SPECIALS))
-    return Encoder(tokenizer, in_pieces=ours and _is_byte_level(document), bos=bos, eos=eos)
+    in_pieces = ours and _is_byte_level(document)
+    filling = filling_ids(tokenizer)
+    return Encoder(tokenizer, in_pieces=in_pieces, bos=bos, eos=eos, filling=filling)
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -85,11 +124,11 @@ def pieces(text: str) -> Iterator[str]:
         start = end
 
 
-def train(texts: Iterable[str], vocab_size: int) -> bytes:
+def train(texts: Iterable[str], vocab_size: int, *, filling: bool = False) -> bytes:
     """A tokenizer.json trained on `texts`: the same texts give the same bytes.
 
-    Little text gives fewer than `vocab_size` tokens. Raises `TokenizerError` below
-    `SMALLEST_VOCAB`.
+    `filling`: with the tokens that `Encoder.filled` needs. Little text gives fewer than
+    `vocab_size` tokens. Raises `TokenizerError` below `SMALLEST_VOCAB`.
     """
     if vocab_size < SMALLEST_VOCAB:
         raise TokenizerError(
@@ -104,7 +143,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIALS),
+        special_tokens=[*SPECIALS, *(FILLING if filling else ())],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -112,8 +151,11 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def check_given(path: str, vocab_size: int) -> bytes:
-    """The bytes of the user's tokenizer.json, if this model can use it. Raises `TokenizerError`."""
+def check_given(path: str, vocab_size: int, *, filling: bool = False) -> bytes:
+    """The bytes of the user's tokenizer.json, if this model can use it. `filling`: as in `train`.
+
+    Raises `TokenizerError`.
+    """
     where = Path(path).expanduser()
     try:
         document = where.read_bytes()
@@ -121,6 +163,8 @@ def check_given(path: str, vocab_size: int) -> bytes:
         raise TokenizerError(f"data.tokenizer: cannot read {where}: {error.strerror}") from error
     tokenizer = _parse(document, str(where))
     special_ids(tokenizer, str(where))
+    if filling and filling_ids(tokenizer) is None:
+        raise TokenizerError(_no_filling(str(where)))
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocab_size:
         raise TokenizerError(
@@ -145,6 +189,23 @@ def special_ids(tokenizer: "Tokenizer", where: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
+def filling_ids(tokenizer: "Tokenizer") -> tuple[int, int, int] | None:
+    """Ids of the tokens before prefix, suffix and middle; None when it has none."""
+    for names in _KNOWN_FILLING:
+        prefix, suffix, middle = (tokenizer.token_to_id(name) for name in names)
+        if prefix is not None and suffix is not None and middle is not None:
+            return prefix, suffix, middle
+    return None
+
+
+def _no_filling(where: str) -> str:
+    accepted = "; ".join(", ".join(names) for names in _KNOWN_FILLING)
+    return (
+        f"data.fim_share: {where} has no tokens for parts of a text; accepted: one of {accepted}, "
+        "or fim_share = 0"
+    )
+
+
 def digest_of(document: bytes) -> str:
     """What a tokenizer is known by."""
     return hashlib.sha256(document).hexdigest()
@@ -153,9 +214,12 @@ def digest_of(document: bytes) -> str:
 # --- The cache ------------------------------------------------------------------------------------
 
 
-def cache_key(corpus_digest: str, vocab_size: int, held_out_share: float) -> str:
+def cache_key(
+    corpus_digest: str, vocab_size: int, held_out_share: float, *, filling: bool = False
+) -> str:
     """Digest of everything a trained tokenizer depends on."""
     facts = f"{_TRAINING_VERSION} {corpus_digest} {vocab_size} {held_out_share!r} {TRAINING_BYTES}"
+    facts += " filling" * filling
     return hashlib.sha256(facts.encode()).hexdigest()
 
 

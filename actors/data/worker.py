@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors.data import memory
 from actors.data.cutoffs import NEVER_S
 from actors.data.rustc import CannotVerify
-from actors.data.stages import STAGES, Options, SampleProblem, Stage, State
+from actors.data.stages import STAGES, Options, SampleProblem, Stage, StageError, State, own
+from actors.data.terms import options_of
 from actors.data.tokenizer import Encoder, TokenizerError, load
 from actors.loop import Mailbox, Remote
 from actors.seat import Seat
@@ -79,6 +81,7 @@ class Worker:
         self._channel = channel
         self._clock = clock
         self._plan: DataPlan | None = None
+        self._chain: list[Stage] = []
         self._encoder: Encoder | None = None
         self._options = Options(max_sample_bytes=0)
         self._limit = 1
@@ -161,11 +164,13 @@ class Worker:
 
     def _follow(self, plan: DataPlan, received: Received) -> None:
         """Take up a plan. One with stages or a tokenizer we do not know is refused, in words."""
-        unknown = [name for name in plan.stages if name not in self._stages]
-        if unknown or not received.frames:
-            self._fail(
-                f"stages {', '.join(unknown)} are not known here" if unknown else "no tokenizer"
-            )
+        try:
+            stages = [self._stage(name) for name in plan.stages]
+        except StageError as error:
+            self._fail(str(error))
+            return
+        if not received.frames:
+            self._fail("no tokenizer")
             return
         if self._plan is None or plan.tokenizer_digest != self._plan.tokenizer_digest:
             try:
@@ -173,22 +178,28 @@ class Worker:
             except TokenizerError as error:
                 self._fail(str(error))
                 return
-        self._plan = plan
+        self._plan, self._chain = plan, stages
         self._limit = max(1, int(plan.options.get("credit", 1)))
-        self._options = Options(
-            max_sample_bytes=plan.max_sample_bytes,
-            encoder=self._encoder,
-            seed=int(plan.options.get("seed", 0)),
-            augment_share=float(plan.options.get("augment_share", 0.0)),
-        )
+        self._options = options_of(plan, self._encoder)
         self._said_at = -1e9  # ask for samples at once
+
+    def _stage(self, name: str) -> Stage:
+        """A stage by name. Raises `StageError`."""
+        if name in self._stages:
+            return self._stages[name]
+        if ":" in name and not self._is_remote:
+            return own(name)
+        raise StageError(
+            f"stage {name} is not known here"
+            + ("; functions of somebody's own are not run for other hosts" if ":" in name else "")
+        )
 
     # --- working ----------------------------------------------------------------------------------
 
     def _work(self, task: Task) -> None:
         assert self._plan is not None
-        lease, stages = task.lease, self._plan.stages
-        options = replace(self._options, epoch=lease.epoch)
+        lease, stages = task.lease, self._chain
+        options = replace(self._options, epoch=lease.epoch, sample=lease.sample)
         state = State(text=task.text)
         stage_s = [0.0] * len(stages)
         cutoff_s = lease.cutoff_s or (self._plan.cutoff_s if self._pool == "fast" else NEVER_S)
@@ -196,7 +207,7 @@ class Worker:
         for index in range(lease.stage, len(stages)):
             stage_began = self._clock.now()
             try:
-                state = self._stages[stages[index]](state, lease.ref, options)
+                state = stages[index](state, lease.ref, options)
             except SampleProblem as problem:
                 self._refuse(lease, problem)
                 return
@@ -262,6 +273,9 @@ def _give_memory_back() -> None:
 def main(seat: Seat) -> int:
     """A worker of the run's own host."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is ours, and threads cost memory
+    allowed_mb = seat.topology().data.worker_memory_mb
+    if allowed_mb:
+        memory.bound(int(allowed_mb * 1e6))
     pool: Pool = "slow" if seat.pool == "slow" else "fast"
     with Mailbox(seat, connect=("control", "telemetry", "samples")) as mailbox:
         worker = Worker(

@@ -73,6 +73,10 @@ class _Corpus:
         """What people call it."""
         return f"sample {sample}"
 
+    def language(self, sample: int) -> str:
+        """What it is written in."""
+        return self.ref(sample).language
+
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:

@@ -10,7 +10,6 @@ sample it was, though the results before may not have been sent yet.
 """
 
 import os
-import resource
 import select
 import socket
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.data import memory
 from actors.data.alone import talk
 from actors.data.alone.payload import Bytes, Untransferable, pack, unpack
 from actors.data.alone.slots import Arena, Room, Slot
@@ -281,9 +281,9 @@ class Worker:
         """The value, sent before the report that names it."""
         self._send()
         memories = [part.data for part in parts] + [memoryview(body)]
-        for index, memory in enumerate(memories):
-            for start in range(0, max(1, memory.nbytes), talk.PACKET_BYTES):
-                piece = bytes(memory[start : start + talk.PACKET_BYTES])
+        for index, part in enumerate(memories):
+            for start in range(0, max(1, part.nbytes), talk.PACKET_BYTES):
+                piece = bytes(part[start : start + talk.PACKET_BYTES])
                 self._link.sendall(talk.encode(talk.Piece(index, piece)))
         return talk.Value(b"", pieces=len(memories))
 
@@ -310,21 +310,11 @@ class Worker:
             self._leaving = True
 
 
-def _bound_memory(more: int) -> None:
-    """Let a sample that asks for too much fail, instead of the machine."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        data = int(file.read().split()[5]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = data + more
-    if hard == resource.RLIM_INFINITY or limit < hard:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-
-
 def main(
     link: socket.socket, arena: Arena, seat: int, job: Job, taken: tuple[tuple[int, int], ...]
 ) -> int:
     """The worker's process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is ours
-    _bound_memory(job.memory_bytes)
+    memory.bound(job.memory_bytes)
     Worker(link, arena, seat, job, taken).run()
     return 0

@@ -53,6 +53,7 @@ def test_the_corpus_comes_back_as_it_was_stored(tmp_path: Path):
         np.array([0, 0, 9, 0]),
         np.array([-1, 8, 7, -1]),
         np.array([-1, 1, 2, 0]),
+        np.array([0, 0, 0, 1], np.int16),
         "digest",
     )
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
@@ -110,7 +111,7 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path):
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(LedgerError, match="format 99, this release reads 1"):
+    with pytest.raises(LedgerError, match="format 99, this release reads 2"):
         Ledger(path)
 
 
