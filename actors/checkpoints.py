@@ -53,6 +53,7 @@ class ParameterFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     # Per published version (as text: JSON keys are): digest in hex, then flips, bytes up, down.
     published: dict[str, tuple[str, int, int, int]]
+    absent: dict[str, int] = {}  # published version -> ranks whose gradient is not in it, as bits
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

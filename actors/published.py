@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.parameters import Parameter
+from protocol.errors import Malformed
 
 Array = NDArray[Any]
 
@@ -55,3 +56,14 @@ def digest(parameter: Parameter, tensors: Mapping[str, Array]) -> bytes:
 def weights_digest(digests: Iterable[bytes]) -> str:
     """SHA-256 over the digests of all parameters of a model in their fixed order, as hex."""
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def digest_from(text: str) -> bytes:
+    """A digest from its hex. Raises `Malformed`."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError as error:
+        raise Malformed(f"digest {text[:80]!r} is not hex") from error
+    if len(raw) != 32:
+        raise Malformed(f"digest of {len(raw)} bytes; SHA-256 has 32")
+    return raw

@@ -215,8 +215,8 @@ def _elastic(topology: "Topology") -> Iterator[Rule]:
     if remembering:
         yield (
             key,
-            f"the codec {sorted(remembering)[0]!r} remembers from step to step what a rank that was "
-            f"absent does not know; accepted: {', '.join(sorted(_WITHOUT_MEMORY))}",
+            f"the codec {sorted(remembering)[0]!r} remembers from step to step what a rank that "
+            f"was absent does not know; accepted: {', '.join(sorted(_WITHOUT_MEMORY))}",
         )
     if topology.actors.trainers > _MOST_RANKS:
         yield key, f"{topology.actors.trainers} trainers; accepted: at most {_MOST_RANKS}"

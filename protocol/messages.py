@@ -421,6 +421,8 @@ class ShardCommitted(Message):
     flips: int
     up_bytes: int
     down_bytes: int
+    # Per parameter, the ranks whose gradients are not in it, as bits; empty when all are in all.
+    absent: tuple[int, ...] = ()
 
 
 class CheckpointPart(Message):

@@ -90,7 +90,9 @@ class Answers:
         for rank in ranks:
             self._send(message, to=f"trainer/{rank}", frames=frames)
 
-    def part(self, version: int, digests: Iterable[bytes], counts: Counts) -> None:
+    def part(
+        self, version: int, digests: Iterable[bytes], counts: Counts, absent: Sequence[int]
+    ) -> None:
         """Tell shard 0 that this shard's part of `version` is durable."""
         message = m.ShardCommitted(
             version=version,
@@ -99,6 +101,7 @@ class Answers:
             flips=counts.flips,
             up_bytes=counts.up_bytes,
             down_bytes=counts.down_bytes,
+            absent=tuple(absent) if any(absent) else (),
         )
         self._outbox.send("exchange/0", message, step=version)
 

@@ -3,7 +3,8 @@
     header       who made this and for what; the committed step; the redo marker
     facts        what the trainers said about the two newest steps, by parity
     ring         metrics records of the last `RING_RECORDS` committed steps
-    meta         per parameter: version, and per published version: tag, flips, bytes up and down
+    meta         per parameter: version, and per published version: tag, flips, bytes up and down,
+                 ranks that were absent
     digests      per parameter and published version: SHA-256
     parameters   per parameter: master, the optimizer's state, two published versions
     redo         one record, as large as the largest parameter's master and state

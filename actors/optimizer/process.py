@@ -5,6 +5,7 @@ start   the segment holds a state: finish what a predecessor was doing and go on
 end     a checkpoint of what has been reached, unless the newest one is already that
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ from actors.checkpoints import CheckpointError
 from actors.codec_memory import CodecMemory, MemoryLost
 from actors.loop import Mailbox
 from actors.optimizer import restore, updates
+from actors.optimizer.attendance import Elastic, Everybody, recorded
 from actors.optimizer.checkpointing import Checkpoints, RunFailed
 from actors.optimizer.layout import state_layout
 from actors.optimizer.shard import Shard
 from actors.optimizer.state import State, StateError
+from actors.parameters import parameters
 from actors.rundir import RunDir
 from actors.seat import Seat
 from actors.topology import Topology
@@ -92,6 +95,7 @@ class _Life:
             segment=segment,
             attached=attached,
             device=seat.device,
+            attendance=attendance_for(topology, self._clock.now()),
         )
         self._checkpoints = Checkpoints(
             topology,
@@ -192,6 +196,24 @@ class _Life:
             records = tuple(self._state.records(0))
             self._mailbox.send("exchange/0", Metrics(records=records), to="recorder")
         self._mailbox.log.info("shard leaves", reason=stop.reason, committed=self._state.committed)
+
+
+def attendance_for(topology: Topology, now: float) -> Everybody:
+    """Whom the steps of this run wait for. Raises `StateError` for a record that is none."""
+    if topology.attendance_of:
+        path = RunDir(Path(topology.attendance_of)).metrics
+        names = [parameter.name for parameter in parameters(topology.model)]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return recorded(map(json.loads, lines), names)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StateError(
+                f"attendance_of: {path} does not say who took part in which step: {error}"
+            ) from error
+    if not topology.elastic:
+        return Everybody()
+    spec = topology.supervision
+    return Elastic(topology.actors.trainers, after_s=spec.gone_s, start_s=spec.start_s, now=now)
 
 
 def _memories(seat: Seat, topology: Topology, attached: Attached) -> list[CodecMemory]:

@@ -70,7 +70,8 @@ def _fill(state: State, index: int, file: TensorFile, topology: Topology) -> Non
     state.fill(index, about.version, kept)
     for version, (digest, *counts) in about.published.items():
         tensors = file.published(parameter, int(version))
-        state.publish(index, int(version), tensors, bytes.fromhex(digest), Counts(*counts))
+        raw, absent = bytes.fromhex(digest), about.absent.get(version, 0)
+        state.publish(index, int(version), tensors, raw, Counts(*counts), absent)
 
 
 def _remember(

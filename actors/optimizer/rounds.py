@@ -18,12 +18,13 @@ Where a parameter gets a new basis in a step, sketches come before gradients, in
 round, or told the basis. A shard that dies over it begins again at round 0, which trainers can
 answer at any time; sums and bases come out the same.
 
-Not covered: a rank that never comes back. Everyone waits for it; the supervisor decides.
+A rank that never comes back is waited for, unless `attendance` excuses it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from actors.optimizer.attendance import Everybody
 from actors.optimizer.instructions import Apply as Apply
 from actors.optimizer.instructions import Ask as Ask
 from actors.optimizer.instructions import Checkpoint as Checkpoint
@@ -47,6 +48,7 @@ class Refusals:
     duplicate: int = 0
     early: int = 0  # for a step that cannot be open yet
     foreign: int = 0  # a rank, shard or parameter that is not of this run or shard
+    excused: int = 0  # by a record that says who was missing
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class ShardRounds:
     committed: int
     facts_of: dict[int, set[int]] = field(default_factory=dict[int, set[int]])
     refusals: Refusals = field(default_factory=Refusals)
+    attendance: Everybody = field(default_factory=Everybody)
     # Who has contributed to a parameter's next version; kept until it has moved.
     _given: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     # Rounds of sketches that are summed; `_given` is about the round after them.
@@ -118,6 +121,8 @@ class ShardRounds:
             step == self.versions[param] + 1 and rank in self._given[param]
         ):
             self.refusals.duplicate += 1
+        elif not self.attendance.takes(step, rank, param):
+            self.refusals.excused += 1
         elif (
             step > self.versions[param] + 1
             or step > self.setting.last_step
@@ -152,6 +157,8 @@ class ShardRounds:
             self.refusals.foreign += 1
         elif step <= self.committed or rank in self.facts_of.get(step, ()):
             self.refusals.duplicate += 1
+        elif not self.attendance.takes_facts(step, rank):
+            self.refusals.excused += 1
         elif step > self.complete + 1 or step > self.setting.last_step:
             self.refusals.early += 1
         else:
@@ -168,11 +175,15 @@ class ShardRounds:
             names = ", ".join(f"optimizer_shard/{shard}" for shard in missing)
             return f"{names} to finish step {self.committed + 1}"
         open_params = [name for name, v in self.versions.items() if v < step]
+        excused = self.attendance.silent(step)
         late = [
             rank
             for rank in range(self.setting.ranks)
-            if any(rank not in self._given[name] for name in open_params)
-            or (self.leading and rank not in self.facts_of.get(step, ()))
+            if rank not in excused
+            and (
+                any(rank not in self._given[name] for name in open_params)
+                or (self.leading and rank not in self.facts_of.get(step, ()))
+            )
         ]
         lacking = sum(self.setting.ranks - len(self._given[name]) for name in open_params)
         names = ", ".join(f"trainer/{rank}" for rank in late)
@@ -281,14 +292,16 @@ class ShardRounds:
 
     def tick(self, now: float) -> list[Instruction]:
         """Time has passed without news."""
+        excused = self.attendance.tick(now, self.complete + 1)
+        out = self._ready(self.setting.params) if excused else []
         if self.leading or not self.complete:
-            return []
+            return out
         if self._repeat_at is None:
             self._repeat_at = now + self._repeat_s
         if now < self._repeat_at:
-            return []
+            return out
         self._repeat_s = min(2 * self._repeat_s, REPEAT_MAX_S)
-        return self._report(now)
+        return out + self._report(now)
 
     # --- rules -----------------------------------------------------------------------------------
 
@@ -299,7 +312,7 @@ class ShardRounds:
             step = self.versions[name] + 1
             if (
                 name not in self._moving
-                and len(self._given[name]) == self.setting.ranks
+                and self._all_there(self._given[name], self.attendance.excused(step, name))
                 and self._may_move_to(step)
             ):
                 self._moving.add(name)
@@ -314,7 +327,12 @@ class ShardRounds:
             return False
         if not self.leading:
             return True
-        return self.committed >= step - 1 and len(self.facts_of.get(step, ())) == self.setting.ranks
+        facts = self.facts_of.get(step, set())
+        return self.committed >= step - 1 and self._all_there(facts, self.attendance.silent(step))
+
+    def _all_there(self, ranks: set[int], excused: frozenset[int]) -> bool:
+        """Whether nobody is waited for. Somebody must have come."""
+        return bool(ranks) and len(ranks | excused) == self.setting.ranks
 
     def _missing_parts(self, step: int) -> list[int]:
         parts = self._parts.get(step, set())

@@ -11,6 +11,7 @@ import numpy as np
 
 from actors.optimizer import metrics, rounds, updates
 from actors.optimizer.answers import Answers
+from actors.optimizer.attendance import Everybody, described, mask_of
 from actors.optimizer.checkpointing import RunFailed
 from actors.optimizer.publishing import news
 from actors.optimizer.refreshing import Refreshing, Sketched
@@ -19,7 +20,7 @@ from actors.optimizer.state import Counts, Facts, State
 from actors.optimizer.updates import Contribution
 from actors.outbox import Outbox
 from actors.parameters import Parameter, parameters, partition
-from actors.published import Array, digest, weights_digest
+from actors.published import Array, digest, digest_from, weights_digest
 from actors.topology import Topology
 from actors.uplink import codec_of, payload_tensors
 from protocol import messages as m
@@ -64,10 +65,11 @@ class Shard:
         attached: Attached | None = None,
         device: str = "cpu",
         update: updates.Update = updates.updated,
+        attendance: Everybody | None = None,
     ) -> None:
         """`segment` holds `state`; without it (and `attached`) all tensors travel as frames.
 
-        `update` is the arithmetic of one parameter's update.
+        `update` is the arithmetic of one parameter's update; `attendance` says whom it waits for.
         """
         self.topology, self.index, self.state = topology, index, state
         self._refreshing = Refreshing(topology, device)
@@ -77,6 +79,8 @@ class Shard:
         self._parameters = state.layout.parameters
         self._index_of = {p.name: i for i, p in enumerate(self._parameters)}
         self._ranks = topology.actors.trainers
+        shards = partition(parameters(topology.model), topology.actors.optimizer_shards)
+        self._sizes = [len(owned) for owned in shards]  # parameters of each shard
         setting = Setting(
             params=tuple(self._index_of),
             shard=index,
@@ -92,7 +96,10 @@ class Shard:
             for step in (state.committed + 1, state.committed + 2)
             if (said := state.facts(step))
         }
-        self.rounds = ShardRounds(setting, versions, state.committed, known)
+        self._attendance = attendance or Everybody()
+        self.rounds = ShardRounds(
+            setting, versions, state.committed, known, attendance=self._attendance
+        )
         self.checkpoints: CheckpointKeeper | None = None
         self._given: dict[str, dict[int, Contribution]] = {name: {} for name in self._index_of}
         self._facts: dict[tuple[int, int], Facts] = {}
@@ -136,7 +143,9 @@ class Shard:
                 self._perform(self.rounds.query(rank, message.version, message.lacking))
             case m.CodesRequest(version=version):
                 self._start_clock()
-                self._answers.codes(sender, self._version_for(version))
+                chosen = self._version_for(version)
+                self._attendance.asks(sender, chosen)
+                self._answers.codes(sender, chosen)
             case m.ShardCommitted():
                 self._part(sender, message)
             case m.CheckpointPart(shard=shard) if sender == f"optimizer_shard/{shard}":
@@ -144,10 +153,22 @@ class Shard:
                     self.checkpoints.part(message)
             case m.MetricsRequest(after=after):
                 self._answers.metrics(sender, after)
-            case m.PeerUp(name="optimizer_shard/0"):
-                self._perform(self.rounds.leader_up(self._clock.now()))
+            case m.PeerUp() | m.PeerDown() | m.Welcome():
+                self._peer(message)
             case _:
                 pass
+
+    def _peer(self, message: m.PeerUp | m.PeerDown | m.Welcome) -> None:
+        now = self._clock.now()
+        match message:
+            case m.PeerUp(name=name):
+                self._attendance.up(name)
+                if name == "optimizer_shard/0":
+                    self._perform(self.rounds.leader_up(now))
+            case m.PeerDown(name=name):
+                self._attendance.down(name, now)
+            case m.Welcome(peers=peers):
+                self._attendance.peers(peers, now)
 
     def _gradient(self, sender: str, message: m.Gradient, frames: Sequence[memoryview]) -> None:
         step, rank, name = message.step, message.rank, message.param
@@ -203,14 +224,14 @@ class Shard:
         self._facts.pop((step, rank), None)
 
     def _part(self, sender: str, message: m.ShardCommitted) -> None:
-        shards = partition(parameters(self.topology.model), self.topology.actors.optimizer_shards)
         shard = message.shard
-        if sender != f"optimizer_shard/{shard}" or not 0 < shard < len(shards):
+        if sender != f"optimizer_shard/{shard}" or not 0 < shard < len(self._sizes):
             return
-        if len(message.digests) != len(shards[shard]):
+        count = self._sizes[shard]
+        if len(message.digests) != count or len(message.absent) not in (0, count):
             raise Malformed(f"part of shard {shard}: {len(message.digests)} digests")
         for text in message.digests:
-            _bytes_of(text)
+            digest_from(text)
         if message.version > self.rounds.committed:
             self._parts[message.version, shard] = message
         self._perform(self.rounds.part(message.version, shard))
@@ -278,7 +299,8 @@ class Shard:
         index = self._index_of[name]
         parameter = self._parameters[index]
         given = self._given[name]
-        ordered = [given[rank] for rank in range(self._ranks)]
+        ordered = [given[rank] for rank in sorted(given)]
+        absent = mask_of(set(range(self._ranks)) - set(given))
         mean = updates.mean_gradient(self.topology, parameter, step, ordered, self._device)
         basis = self._refreshing.basis(name)
         found = {} if basis is None else {"basis": basis}
@@ -295,7 +317,8 @@ class Shard:
         )
         if self.checkpoints is not None:
             self.checkpoints.preserve(index)
-        self.state.publish(index, step, told.shown, digest(parameter, told.shown), counts)
+        found_digest = digest(parameter, told.shown)
+        self.state.publish(index, step, told.shown, found_digest, counts, absent)
         self.state.update(index, step, new)
         given.clear()
         self._computing_s += self._clock.now() - began
@@ -309,7 +332,8 @@ class Shard:
     def _report(self, version: int) -> None:
         if not all(self.state.has(i, version) for i in range(len(self._parameters))):
             return  # older than what is kept, so shard 0 has it
-        self._answers.part(version, self._digests(version), self._counts(version))
+        digests, counts = self._digests(version), self._counts(version)
+        self._answers.part(version, digests, counts, self._absent(version))
         if self.checkpoints is not None:
             self.checkpoints.repeat()
 
@@ -324,8 +348,13 @@ class Shard:
         ]
         digests = [
             *self._digests(step),
-            *(_bytes_of(text) for part in parts for text in part.digests),
+            *(digest_from(text) for part in parts for text in part.digests),
         ]
+        absent = self._absent(step)
+        for part, size in zip(parts, self._sizes[1:], strict=True):
+            absent += part.absent or (0,) * size
+        facts = self.state.facts(step)
+        attended = described(absent, set(range(self._ranks)) - set(facts))
         groups = self.topology.optimizer
         now = self._clock.now()
         clocked = metrics.Clocked(
@@ -336,16 +365,19 @@ class Shard:
         )
         record = metrics.step_record(
             step,
-            self.state.facts(step),
+            facts,
             Counts(*(sum(column) for column in zip(*everybody, strict=True))),
             clocked,
             weights_digest(digests),
         )
-        self.state.commit(step, record)
+        self.state.commit(step, record | attended)
         self._since, self._computing_s = now, 0.0
 
     def _digests(self, version: int) -> list[bytes]:
         return [self.state.digest(index, version) for index in range(len(self._parameters))]
+
+    def _absent(self, version: int) -> list[int]:
+        return [self.state.absent(index, version) for index in range(len(self._parameters))]
 
     def _counts(self, version: int) -> Counts:
         each = [self.state.counts(index, version) for index in range(len(self._parameters))]
@@ -357,14 +389,3 @@ class Shard:
         """
         if self._since is None:
             self._since = self._clock.now()
-
-
-def _bytes_of(text: str) -> bytes:
-    """A digest from its hex. Raises `Malformed`."""
-    try:
-        raw = bytes.fromhex(text)
-    except ValueError as error:
-        raise Malformed(f"digest {text[:80]!r} is not hex") from error
-    if len(raw) != 32:
-        raise Malformed(f"digest of {len(raw)} bytes; SHA-256 has 32")
-    return raw

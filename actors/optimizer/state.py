@@ -31,8 +31,8 @@ Ints = NDArray[np.int64]
 # Words of the header.
 _MAGIC, _LAYOUT_VERSION, _SEED, _COMMITTED, _REDO_INDEX, _REDO_VERSION = range(6)
 _DIGEST = slice(8, 12)
-# Words of a parameter's meta: the version, then a tag and counters for each parity.
-_VERSION, _TAGS, _FLIPS, _UP, _DOWN = 0, 1, 3, 5, 7
+# Words of a parameter's meta: the version, then a tag, counters and who was absent for each parity.
+_VERSION, _TAGS, _FLIPS, _UP, _DOWN, _ABSENT = 0, 1, 3, 5, 7, 9
 _RING_HEAD = 16
 
 
@@ -185,6 +185,10 @@ class State:
         row, parity = self._meta[index], version % 2
         return Counts(int(row[_FLIPS + parity]), int(row[_UP + parity]), int(row[_DOWN + parity]))
 
+    def absent(self, index: int, version: int) -> int:
+        """Ranks whose gradient is not in that version, as bits: see attendance.py."""
+        return int(self._meta[index, _ABSENT + version % 2])
+
     def publish(
         self,
         index: int,
@@ -192,6 +196,7 @@ class State:
         tensors: Mapping[str, Array],
         digest: bytes,
         counts: Counts = Counts(),  # noqa: B008 - immutable
+        absent: int = 0,
     ) -> None:
         """Put a published version into the places of its parity (step 1 of an update)."""
         meta, parity = self._meta[index], version % 2
@@ -202,6 +207,7 @@ class State:
         self._set(meta, _FLIPS + parity, counts.flips)
         self._set(meta, _UP + parity, counts.up_bytes)
         self._set(meta, _DOWN + parity, counts.down_bytes)
+        self._set(meta, _ABSENT + parity, absent)
         self._set(meta, _TAGS + parity, version + 1)
 
     def update(self, index: int, version: int, tensors: Mapping[str, Array]) -> None:

@@ -211,7 +211,10 @@ class ShardWriter:
             str(v): (self._state.digest(index, v).hex(), *self._state.counts(index, v))
             for v in self._versions[index]
         }
-        return {"version": version, "published": published}
+        absent = {
+            str(v): bits for v in self._versions[index] if (bits := self._state.absent(index, v))
+        }
+        return {"version": version, "published": published} | ({"absent": absent} if absent else {})
 
     def _remove(self, directory: Path) -> None:
         for name in self._groups():

@@ -165,7 +165,7 @@ class Trainer:
         tensors = read_codes(parameter, message, frames, self._attached)
         self._take_basis(message, frames)
         self._collector.add(shard, message.version, message.param, tensors)
-        if self._collector.far_apart >= MOST_FAR_APART:
+        if self._collector.far_apart >= MOST_FAR_APART and not self._topology.elastic:
             raise ShardsDisagree(
                 "the optimizer shards hold versions that are more than one step apart, so they "
                 "were restored from different checkpoints: remove the damaged one that a shard "

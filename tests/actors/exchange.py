@@ -17,6 +17,7 @@ from actors import checkpoints, codec_memory, gradient_slots
 from actors import topology as topologies
 from actors.codec_memory import CodecMemory
 from actors.optimizer import updates
+from actors.optimizer.attendance import Everybody
 from actors.optimizer.checkpointing import Checkpoints
 from actors.optimizer.layout import state_layout
 from actors.optimizer.restore import restore
@@ -139,10 +140,13 @@ class Exchange:
         office: PostOffice | None = None,
         directory: Path | None = None,
         shared: str = "",
+        attendance: Callable[[Topology, float], Everybody] = lambda _topology, _now: Everybody(),
     ) -> None:
         """With a `directory`, shards write checkpoints there and begin from the newest; with a run
-        id `shared`, state and gradients lie in shared memory (see `close`).
+        id `shared`, state and gradients lie in shared memory (see `close`). `attendance` is made
+        for every life of a shard.
         """
+        self.attendance = attendance
         self.topology, self.directory = topology, directory
         self._run_id = shared
         self._attached = Attached(f"trireme-{shared}-") if shared else None
@@ -179,6 +183,7 @@ class Exchange:
             self.clock,
             segment=self._segments.get((f"optimizer_shard/{index}", "state")),
             attached=self._attached,
+            attendance=self.attendance(self.topology, self.clock.now()),
         )
         if self.directory is not None:
             self.keepers[index] = Checkpoints(
