@@ -97,18 +97,20 @@ def test_a_sample_that_never_returns_is_given_up(tmp_path: Path):
     exactly_once(tmp_path / "run" / "ledger.sqlite")
 
 
-def test_a_slow_sample_is_handed_over_and_resumed_from_the_stage_reached(tmp_path: Path):
-    code = write(tmp_path / "code", slow="x = 'SLOW'\n" * 9)
+def test_slow_samples_are_handed_over_and_resumed_from_the_stage_reached(tmp_path: Path):
+    names = [f"slow{i}" for i in range(4)]
+    code = write(tmp_path / "code", **{name: f"x{name} = 'SLOW'\n" * 9 for name in names})
     with graph(tmp_path / "run", small(of(code, cutoff_ms=200.0)), mischief=True) as made:
-        run_epochs(made, 1)
+        run_epochs(made, 2)
+        made.until(lambda: made.gauges["loader"].get("handed_over", 0) > 0, "a hand-over")
         notes = [line.split() for line in made.notes.read_text().splitlines()]
-        stages = [(stage, int(pid)) for name, stage, pid in notes if name == "slow.py"][:3]
-        slow = made.processes["data_worker/1"].pid
-        names = [stage for stage, _ in stages]
-        assert names == ["read", "verify", "tokenize"]
-        by = [pid for _, pid in stages]
-        assert by[0] == by[1]
-        assert by[2] == slow
+        made.until(lambda: bool(made.gauges["loader"]), "figures")
+        epochs_drawn = int(made.gauges["loader"]["epoch"]) + 1  # a beat may be a moment old
+    # Whoever goes on with a sample does not do again what was done: it is read once an epoch.
+    drawn = 1 + epochs_drawn
+    for name in names:
+        stages = [stage for file, stage, _ in notes if file == f"{name}.py"]
+        assert stages.count("tokenize") <= stages.count("verify") <= stages.count("read") <= drawn
 
 
 def test_killed_while_at_work_again_and_again_nothing_changes(tmp_path: Path):
