@@ -59,7 +59,7 @@ def test_expressions_are_satisfied_as_spdx_means_them(
         ("# SPDX-License-Identifier: MIT WITH some-exception\n", "MIT WITH some-exception"),
         ("/* SPDX-License-Identifier: GPL-2.0 */\nint x;", "GPL-2.0"),
         ("# Licensed under the Apache License, Version 2.0 (the", "Apache-2.0"),
-        ("# permission is hereby granted, free of charge,\n# to any person obtaining a copy", "MIT"),
+        ("permission is hereby granted, free of charge, to any person obtaining a copy", "MIT"),
         ("# GNU Lesser General Public\n# License as published, version 2.1", "LGPL-2.1"),
         ("# Python Software Foundation License", "PSF-2.0"),
         ("x = 1\n", ""),
