@@ -11,8 +11,8 @@ further behind. Each shard finds that out for itself. A gradient that came befor
 counts, and so does one that comes before its parameter has moved.
 
 Which rank was missing where goes into the metrics record of the step. A run that is told to take
-its attendance from such a record (`train.elastic_from`) waits for just those, and takes nothing of
-the others: it computes the same bits.
+its attendance from such a record (`attendance_of`) waits for everybody, so that nobody falls behind
+what is still published, and leaves out what the record says was missing: it computes the same bits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,13 +33,13 @@ class Everybody:
         del step
         return frozenset()
 
-    def takes(self, step: int, rank: int, param: str) -> bool:
-        """Whether that gradient counts, should it come."""
+    def counts(self, step: int, rank: int, param: str) -> bool:
+        """Whether that gradient is summed once it has come."""
         del step, rank, param
         return True
 
-    def takes_facts(self, step: int, rank: int) -> bool:
-        """Whether those facts count, should they come."""
+    def counts_facts(self, step: int, rank: int) -> bool:
+        """Whether those facts are kept once they have come."""
         del step, rank
         return True
 
@@ -143,26 +143,18 @@ class Elastic(Everybody):
 
 @dataclass(slots=True)
 class Recorded(Everybody):
-    """Does as a record says. Steps it does not know were attended by everybody."""
+    """Leaves out what a record says was missing. Steps it does not know were attended by all."""
 
     absent: Mapping[int, Mapping[str, frozenset[int]]]  # step -> parameter -> ranks
     quiet: Mapping[int, frozenset[int]] = field(default_factory=dict[int, frozenset[int]])
 
-    def excused(self, step: int, param: str) -> frozenset[int]:
+    def counts(self, step: int, rank: int, param: str) -> bool:
         """See `Everybody`."""
-        return self.absent.get(step, {}).get(param, frozenset())
+        return rank not in self.absent.get(step, {}).get(param, frozenset())
 
-    def silent(self, step: int) -> frozenset[int]:
+    def counts_facts(self, step: int, rank: int) -> bool:
         """See `Everybody`."""
-        return self.quiet.get(step, frozenset())
-
-    def takes(self, step: int, rank: int, param: str) -> bool:
-        """See `Everybody`."""
-        return rank not in self.excused(step, param)
-
-    def takes_facts(self, step: int, rank: int) -> bool:
-        """See `Everybody`."""
-        return rank not in self.silent(step)
+        return rank not in self.quiet.get(step, frozenset())
 
 
 # --- Records --------------------------------------------------------------------------------------

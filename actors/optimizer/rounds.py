@@ -48,7 +48,6 @@ class Refusals:
     duplicate: int = 0
     early: int = 0  # for a step that cannot be open yet
     foreign: int = 0  # a rank, shard or parameter that is not of this run or shard
-    excused: int = 0  # by a record that says who was missing
 
 
 @dataclass(slots=True)
@@ -121,8 +120,6 @@ class ShardRounds:
             step == self.versions[param] + 1 and rank in self._given[param]
         ):
             self.refusals.duplicate += 1
-        elif not self.attendance.takes(step, rank, param):
-            self.refusals.excused += 1
         elif (
             step > self.versions[param] + 1
             or step > self.setting.last_step
@@ -157,8 +154,6 @@ class ShardRounds:
             self.refusals.foreign += 1
         elif step <= self.committed or rank in self.facts_of.get(step, ()):
             self.refusals.duplicate += 1
-        elif not self.attendance.takes_facts(step, rank):
-            self.refusals.excused += 1
         elif step > self.complete + 1 or step > self.setting.last_step:
             self.refusals.early += 1
         else:
@@ -230,7 +225,8 @@ class ShardRounds:
         if not self.takes_facts(step, rank):
             return []
         self.facts_of.setdefault(step, set()).add(rank)
-        return [KeepFacts(step, rank), *self._ready(self.setting.params)]
+        kept = [KeepFacts(step, rank)] if self.attendance.counts_facts(step, rank) else []
+        return kept + self._ready(self.setting.params)
 
     def applied(self, param: str) -> list[Instruction]:
         """An `Apply` has been carried out: durable and published in the state."""

@@ -299,8 +299,9 @@ class Shard:
         index = self._index_of[name]
         parameter = self._parameters[index]
         given = self._given[name]
-        ordered = [given[rank] for rank in sorted(given)]
-        absent = mask_of(set(range(self._ranks)) - set(given))
+        summed = [rank for rank in sorted(given) if self._attendance.counts(step, rank, name)]
+        ordered = [given[rank] for rank in summed]
+        absent = mask_of(set(range(self._ranks)) - set(summed))
         mean = updates.mean_gradient(self.topology, parameter, step, ordered, self._device)
         basis = self._refreshing.basis(name)
         found = {} if basis is None else {"basis": basis}

@@ -12,6 +12,7 @@ from actors import checkpoints
 from actors.optimizer import restore
 from actors.optimizer.checkpointing import Checkpoints, RunFailed
 from actors.optimizer.layout import Layout
+from actors.optimizer.process import attendance_for
 from actors.optimizer.shard import Shard
 from actors.optimizer.state import State
 from actors.published import Array, digest
@@ -156,6 +157,7 @@ class SimShard:
             life,
             attached=SimAttached(life),
             update=cast("Update", self._update),
+            attendance=attendance_for(world.topology, life.now()),
         )
         self._checkpoints = Checkpoints(
             world.topology,

@@ -45,6 +45,7 @@ SUPERVISION = SupervisionSpec(
     backoff_max_s=1.0,
     stop_s=4.0,
     orphan_grace_s=4.0,
+    gone_s=0.05,
 )
 VOCAB = 4096
 # Gradients are whole numbers below this; float32 holds sums of a few hundred of them exactly.
@@ -73,6 +74,7 @@ class Setting:
     slots: bool = True  # gradients lie in shared memory; False: they travel as frames
     poison: int = -1  # a sample that kills whoever works on it
     refused: int = -1  # a sample that nobody can use
+    elastic: bool = False  # steps go on without ranks that are gone
     stage_s: float = 0.01
     step_s: float = 0.2
 
@@ -100,6 +102,7 @@ class Setting:
             refused=chance.randrange(samples) if chance.random() < 0.3 else -1,
             stage_s=chance.choice((0.003, 0.01, 0.03)),
             step_s=chance.choice((0.05, 0.2, 0.4)),
+            elastic=chance.random() < 0.25,
         )
 
     def calm_s(self) -> float:
@@ -136,6 +139,7 @@ def _topology(setting: Setting) -> Topology:
         optimizer=OptimizerSpec(matrices=group, dense=group),
         schedule=ScheduleSpec(stable=setting.steps),
         steps=setting.steps,
+        elastic=setting.elastic,
         seed=setting.seed % 2**31,
         data=DataSpec(
             order=setting.order,
@@ -182,7 +186,8 @@ def update(
     del parameter, device
     ranks = topology.actors.trainers
     return {
-        "master": kept["master"] + gradient * np.float32(ranks),
+        # Of an elastic run's ranks some may be missing: then it is no whole number by itself.
+        "master": kept["master"] + np.rint(gradient * np.float32(ranks)),
         "mean": kept["mean"] + np.float32(1),
         "square": np.full_like(kept["square"], step),
     }

@@ -53,6 +53,7 @@ class Truth:
         self._number = {p.name: i for i, p in enumerate(self._params)}
         self._weights: dict[tuple[str, int], int] = {}  # (param, version): every element
         self._batches: dict[tuple[int, int], int] = {}
+        self._absent: dict[tuple[str, int], int] = {}  # (param, version): ranks not in it, as bits
         self._committed: dict[int, int] = defaultdict(int)  # by shard
         self._writer = 0  # which life of the loader opened the ledger last
         self._composed = 0
@@ -158,21 +159,27 @@ class Truth:
             return 0
         known = self._weights.get((name, version))
         if known is None:
-            before = self.weight(name, version - 1)
-            missing = [r for r in range(self._setting.ranks) if (version, r) not in self._batches]
+            before, absent = self.weight(name, version - 1), self._absent.get((name, version), 0)
+            there = [rank for rank in range(self._setting.ranks) if not absent >> rank & 1]
+            missing = [rank for rank in there if (version, rank) not in self._batches]
             self.require(not missing, _COUNTED, f"version {version} without ranks {missing}")
-            known = before + sum(
+            moved = sum(
                 sums.contribution(
                     version, rank, self._number[name], self._batches[version, rank], before
                 )
-                for rank in range(self._setting.ranks)
+                for rank in there
             )
+            known = before + round(moved * self._setting.ranks / len(there))
             self._weights[name, version] = known
         return known
 
     def moved(self, state: State, index: int) -> None:
         """A shard's parameter is at a new version, or lies in memory that a new life has mapped."""
         parameter, version = state.layout.parameters[index], state.versions()[index]
+        absent = state.absent(index, version)
+        known = self._absent.setdefault((parameter.name, version), absent)
+        ok = known == absent and (self._setting.elastic or not absent)
+        self.require(ok, _COUNTED, f"{parameter.name} at {version}: absent {absent}, not {known}")
         kept = state.kept(index)
         self.tensors(state.layout, parameter, version, kept["master"])
         ok = _is(kept["mean"], version) and _is(kept["square"], version)
@@ -204,6 +211,10 @@ class Truth:
         for shard in range(self._setting.shards):
             self._committed[shard] = step
         self._deaths.clear()
+        if self._setting.elastic:  # other ranks may be there the next time
+            for known in (self._weights, self._absent):
+                for later in [key for key in known if key[1] > step]:
+                    del known[later]
 
     def run_ended(self, end: str, reason: str) -> None:
         """The supervisor says that it is over."""
