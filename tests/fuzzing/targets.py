@@ -202,8 +202,8 @@ def _ledger(path: Path) -> bytes:
     with Ledger(path) as ledger:
         files = (SourceFile("a.py", "/a.py", "python", "file", "", 10),)
         place = np.array([-1])
-        file = np.array([0], np.int32)
-        ledger.store_corpus(Corpus(files, file, place + 1, place, place, "digest"))
+        file, copies = np.array([0], np.int32), np.array([0], np.int16)
+        ledger.store_corpus(Corpus(files, file, place + 1, place, place, copies, "digest"))
         packer = Packer(4, 2)
         for sample in range(8):
             packer.add(Document((0, sample), np.arange(7, dtype=np.int32), 9))
