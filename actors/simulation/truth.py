@@ -11,6 +11,7 @@ checkpoints loadable           what has a final name is whole, and is what its s
 every wait ends                see schedules.py: without faults the run finishes in bounded time
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Deaths that wait for the same moment are told within this.
 _SLACK_S = 0.3
+# A life that ends sooner than this has not begun well, and the next one waits.
+_SHORT_S = 2.0
 
 _COUNTED = "contributions counted once"
 
@@ -301,8 +304,11 @@ class Truth:
         recent = [s for s in self._deaths[name] if s > now - spec.period_s + _SLACK_S]
         detail = f"{name} begins again after {len(recent)} deaths in {spec.period_s:g} s"
         self.require(len(recent) <= spec.intensity, "restarts rationed", detail)
-        if len(recent) > 1:
-            wait_s = min(spec.backoff_max_s, spec.backoff_s * 2.0 ** (len(recent) - 2))
+        wait_s, short = 0.0, 0
+        for before, at in itertools.pairwise(recent):
+            short = short + 1 if at - before - wait_s < _SHORT_S - _SLACK_S else 0
+            wait_s = min(spec.backoff_max_s, spec.backoff_s * 2.0 ** (short - 1)) if short else 0.0
+        if wait_s:
             waited_s = now - recent[-1]
             detail = f"{name} waited {waited_s:.3f} s of {wait_s:g} s"
             self.require(waited_s >= wait_s - 1e-6, "restarts rationed", detail)
