@@ -251,6 +251,8 @@ class Supervisor:
                     self.mailbox.send("control", message, to=peer)
             case Bury():
                 self.graves.bury(instruction, self.beats.get(instruction.name))
+                if instruction.restart_in_s:  # not as late as the next tick
+                    self.soon(instruction.restart_in_s, lambda: self.handle(Tick()))
             case Finish():
                 self.finish = instruction
 
