@@ -1,5 +1,6 @@
 """A seat: everything a process must be told to be one life of one actor."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -28,5 +29,10 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def topology(self) -> Topology:
         """The run's resolved topology. Raises `TopologyError`, or `OSError` when it is absent."""
-        path = Path(self.run_dir) / "topology.toml"
-        return topology.decode(path.read_text(encoding="utf-8"), source=str(path))
+        return _topology(Path(self.run_dir) / "topology.toml")
+
+
+@lru_cache(maxsize=1)
+def _topology(path: Path) -> Topology:
+    """It is written once, before anybody has a seat; parsing takes milliseconds."""
+    return topology.decode(path.read_text(encoding="utf-8"), source=str(path))

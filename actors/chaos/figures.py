@@ -29,7 +29,7 @@ _TORCH = ("trainer", "optimizer_shard", "rollout")
 def per_fault(events: Sequence[Event], run: Path, epoch: datetime.datetime) -> list[dict[str, Any]]:
     """One row for each victim of each fault, in order of time."""
     said = first_messages(run, epoch)
-    noticed = condemned(run, epoch)
+    noticed = known(run, epoch)
     steps = [event["t"] for event in events if event["event"] == "step"]
     rows: list[dict[str, Any]] = []
     skipped = {event["attempt"] for event in events if event["event"] == "skipped"}
@@ -105,12 +105,13 @@ def first_messages(run: Path, epoch: datetime.datetime) -> dict[tuple[str, int],
     return found
 
 
-def condemned(run: Path, epoch: datetime.datetime) -> dict[str, list[float]]:
-    """When the supervisor had found out that somebody was silent or stuck."""
+def known(run: Path, epoch: datetime.datetime) -> dict[str, list[float]]:
+    """When the supervisor had found out that somebody was dead, silent or stuck."""
     found: dict[str, list[float]] = defaultdict(list)
     for record in _log_records(run, "supervisor"):
-        if record.get("event") == "killing":
-            found[str(record.get("target"))].append(_seconds(record, epoch))
+        whom = {"killing": "target", "actor died": "who"}.get(str(record.get("event")))
+        if whom is not None:
+            found[str(record.get(whom))].append(_seconds(record, epoch))
     return found
 
 

@@ -61,6 +61,12 @@ def test_who_is_condemned_has_been_noticed(run: Path):
     assert found["detection"]["sudden_death"]["count"] == 1
 
 
+def test_a_death_is_noticed_when_the_supervisor_says_so_not_when_its_table_is_written(run: Path):
+    said(run, "supervisor", 1.52, "actor died", who="trainer/0", life=1)
+    killed, _ = figures.per_fault(STORY, run, EPOCH)
+    assert killed["detected_s"] == 0.02
+
+
 def test_a_thread_counts_from_when_it_was_caught(run: Path):
     story = (
         *STORY[:4],
