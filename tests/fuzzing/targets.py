@@ -59,7 +59,8 @@ class Target:
 @contextmanager
 def targets() -> Generator[tuple[Target, ...]]:
     """All of them; what they need on disk goes when the block ends."""
-    directory = Path(tempfile.mkdtemp(prefix="trireme-fuzz-"))
+    memory = Path("/dev/shm")
+    directory = Path(tempfile.mkdtemp("", "fuzz-", memory if memory.is_dir() else None))
     try:
         yield (
             _messages(),
