@@ -39,6 +39,8 @@ MAX_QUEUED_BYTES = 512 * 1024 * 1024
 MAX_RECORDS = 2000
 # How long `send` waits for room. Longer than any replacement of a peer takes.
 SEND_PATIENCE_S = 30.0
+# A wait shows in this rhythm that it is one: whoever does not turn is held to be stuck.
+_TURN_S = 1.0
 # A peer at its high-water mark is tried again after this.
 RETRY_S = 0.002
 CLOSE_S = 1.0
@@ -93,7 +95,7 @@ class Mailbox:
         self._held: dict[tuple[str, str], deque[_Out]] = {}  # by destination; the thread's own
         self._records: deque[Record] = deque()
         self._records_lost = 0
-        self._terminated = False
+        self._terminated = self._woken = False
         self._closing: Deadline | None = None
         self._goodbye: str | None = None
         self._ended = False
@@ -111,7 +113,8 @@ class Mailbox:
         with self._changed:
             if not self._inbox and timeout_s > 0 and not self._ended:
                 self._work.note(before or "messages", self._clock.now())
-                self._changed.wait_for(lambda: self._inbox or self._ended, timeout_s)
+                self._changed.wait_for(self._has_news, timeout_s)
+            self._woken = False
             if self._ended and not self._inbox:
                 raise RuntimeError("this mailbox is closed, or its thread has died (see stderr)")
             taken = list(self._inbox)
@@ -122,6 +125,15 @@ class Mailbox:
         if was_full:
             self._node.wake()
         return taken
+
+    def _has_news(self) -> bool:
+        return bool(self._inbox) or self._ended or self._woken
+
+    def wake(self) -> None:
+        """End the wait in `receive`, or the next one, though nothing arrives. From any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def send(
         self,
@@ -153,10 +165,10 @@ class Mailbox:
         what = f"room to send {packed.kind} to {to or packed.channel}"
         deadline = Deadline.after(self._clock, self._patience_s, what)
         before = self._work.waiting_for
-        self._work.note(what, self._clock.now())
         while self._outbox_full() and not self._ended:
+            self._work.note(what, self._clock.now())
             deadline.check()
-            self._changed.wait(deadline.left())
+            self._changed.wait(min(_TURN_S, deadline.left()))
         self._work.note(before, self._clock.now())
 
     def progress(self, waiting_for: str = "") -> None:

@@ -185,7 +185,8 @@ class Supervision:
         if actor is None or event.incarnation != actor.incarnation or actor.who is None:
             return []
         done: list[Instruction] = []
-        if actor.last is None or event.waiting_for or event.progress != actor.last.progress:
+        # Whoever waits counts its turns too: one that says it waits and does not turn is stuck.
+        if actor.last is None or event.progress != actor.last.progress:
             actor.progressed_at = now
         if actor.last is None:
             done.append(Tell("", PeerUp(name=actor.name, incarnation=actor.incarnation)))

@@ -164,12 +164,23 @@ def test_one_that_beats_without_progress_is_killed(world: World):
 
 def test_one_that_waits_for_somebody_is_left_alone(world: World):
     world.up()
+    for turn in range(100 * 4):
+        world.clock.advance(0.25)
+        world.tell(Tick())
+        for name in list(world.alive):
+            world.beat(name, progress=7 + turn, waiting_for="optimizer_shard/0")
+    assert of(Kill, world.told) == []
+
+
+def test_one_that_says_it_waits_and_does_not_turn_is_killed(world: World):
+    world.up()
     for _ in range(100 * 4):
         world.clock.advance(0.25)
         world.tell(Tick())
         for name in list(world.alive):
-            world.beat(name, progress=7, waiting_for="optimizer_shard/0")
-    assert of(Kill, world.told) == []
+            turns = 7 if name == "recorder" else int(world.clock.now())
+            world.beat(name, progress=turns, waiting_for="optimizer_shard/0")
+    assert {kill.name for kill in of(Kill, world.told)} == {"recorder"}
 
 
 def test_one_that_never_speaks_is_killed_after_the_start_timeout(world: World):
@@ -307,7 +318,7 @@ def waits(world: World, s: float) -> list[Instruction]:
     for _ in range(int(s)):
         world.clock.advance(1.0)
         for name in list(world.alive):
-            world.beat(name, progress=7, waiting_for="a miracle")
+            world.beat(name, progress=int(world.clock.now()), waiting_for="a miracle")
         told += world.tell(Tick())
     return told
 
