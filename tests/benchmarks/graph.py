@@ -93,12 +93,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, cache: Path | None = None) -> Generator[Run]:
+def running(
+    *arguments: str, cache: Path | None = None, env: Mapping[str, str] | None = None
+) -> Generator[Run]:
     """Start `run.py ARGUMENTS --run DIR` in a directory of its own; afterwards nothing is left."""
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         run = RunDir(Path(directory) / "run")
         output = Path(directory) / "output"
-        environment = dict(os.environ)
+        environment = {**os.environ, **(env or {})}
         if cache is not None:
             environment["XDG_CACHE_HOME"] = str(cache)
         with output.open("w") as file:
