@@ -55,4 +55,4 @@ def test_the_readme_shows_this_example():
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     shown = [block for block in blocks if "from actors.data import Loader" in block]
-    assert all(block == EXAMPLE.read_text() for block in shown)
+    assert shown == [EXAMPLE.read_text()]
