@@ -31,6 +31,7 @@ from protocol.messages import (
     JoinPool,
     Lease,
     LeaseRequest,
+    PeerUp,
     Pool,
     SampleHandover,
     SampleReady,
@@ -157,6 +158,8 @@ class Worker:
                 case Lease() as lease if self._plan is not None:
                     text = bytes(received.frames[0]) if received.frames else b""
                     self._queue.append(Task(lease, text))
+                case PeerUp(name="loader"):
+                    self._said_at = -1e9  # it has not heard how much room there is
                 case Stop():
                     self._stop = True
                 case Welcome() | _:
