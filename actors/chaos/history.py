@@ -85,13 +85,16 @@ class Watch:
             return
         self._seen = (found.st_ino, found.st_mtime_ns)
         rows = table.read(self._run)
-        for name, row in rows.items():
-            before = self.rows.get(name, Row())
+        if not rows:
+            return
+        # A forkserver that is gone has no row until there is another one.
+        for name in {**self.rows, **rows}:
+            before, row = self.rows.get(name, Row()), rows.get(name, Row())
             if before.pid and before.who != row.who:
                 self._note("death", name, before)
             if row.pid and before.who != row.who:
                 self._note("life", name, row)
-        self.rows = rows or self.rows
+        self.rows = rows
 
     def _note(self, what: str, name: str, row: Row) -> None:
         self._history.add(what, name=name, incarnation=row.incarnation, pid=row.pid)
