@@ -65,6 +65,7 @@ _SAMPLES: Senders = {
     m.LeaseRequest: _by("data_worker"),
     m.Lease: _by("loader"),
     m.SampleHandover: _by("data_worker"),
+    m.SampleParked: _by("data_worker"),
     m.SampleReady: _by("data_worker"),
     m.SampleRefused: _by("data_worker"),
     m.WorkerLog: _by("data_worker"),

@@ -201,6 +201,17 @@ class SampleHandover(Message):
     elapsed_s: float
 
 
+class SampleParked(Message):
+    """Worker -> loader: another program works on this sample, and I have room for one more.
+
+    The lease stays mine: SampleReady, SampleHandover or SampleRefused follow.
+    """
+
+    lease: int
+    epoch: int
+    sample: int
+
+
 class SampleReady(Message):
     """Worker -> loader: the finished sample."""
 
@@ -210,6 +221,7 @@ class SampleReady(Message):
     tokens: TensorRef  # int32
     text_bytes: int  # of UTF-8 these tokens stand for: bits per byte needs it
     stage_s: tuple[float, ...]  # how long each stage took here; 0 for those done elsewhere
+    waited_s: float = 0.0  # of that, while the sample was parked
 
 
 class SampleRefused(Message):

@@ -29,6 +29,7 @@ from protocol.messages import (
     PeerDown,
     PeerUp,
     SampleHandover,
+    SampleParked,
     SampleReady,
     SampleRefused,
     Stop,
@@ -78,7 +79,7 @@ class Crew:
     ) -> None:
         self.table = table
         self.learning = learning or Learning(0, cutoff_s=terms.plan.cutoff_s)
-        self.finished = 0
+        self.finished = self.parked = 0  # samples, so far
         self._corpus = corpus
         self._terms = terms
         self._send = send
@@ -103,6 +104,10 @@ class Crew:
                 if key is not None:
                     self.learning.forget(key)
                 return [] if key is None else [Refusal(key, refused.kind, refused.detail)]
+            case SampleParked() as parked:
+                self.parked += 1
+                self.table.park(name, parked.lease, now)
+                return []
             case SampleHandover() as handover:
                 state = bytes(received.frames[0]) if received.frames else b""
                 stage = handover.stage
@@ -178,7 +183,8 @@ class Crew:
         if key is None:
             return []
         spent_s = sum(ready.stage_s)
-        self.learning.finished(key, Timing(spent_s, spent_s))
+        line_s = max(0.0, spent_s - ready.waited_s)
+        self.learning.finished(key, Timing(line_s, spent_s))
         self.finished += 1
         self.guests.delivered(received.sender)
         # A copy: the frame's memory belongs to the message.

@@ -1,5 +1,6 @@
-"""A bound on the memory of a process that runs what samples make it run."""
+"""Memory of a process that runs what samples make it run: a bound on it, and giving it back."""
 
+import ctypes
 import resource
 
 
@@ -15,3 +16,10 @@ def bound(more_bytes: int) -> None:
     limit = data + more_bytes
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def give_back() -> None:
+    """Return what is free to the kernel, where the C library keeps it (glibc does)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

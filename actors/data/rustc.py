@@ -47,6 +47,7 @@ _ERROR = re.compile(r"^<anon>:(\d+):\d+: error(?:\[(E\d+)\])?: (.*)$", re.MULTIL
 _SCHEMA = "CREATE TABLE IF NOT EXISTS verdicts (digest BLOB UNIQUE, kind TEXT, detail TEXT)"
 
 Problem = tuple[str, str]  # kind and detail, as `stages.SampleProblem` has them
+Verdict = tuple[Problem | None, bool]  # what `compile_problem` returns
 
 
 class CannotVerify(Exception):
@@ -92,10 +93,10 @@ def check_machine() -> None:
         raise CannotVerify(f"{error}; or set data.verify = false") from error
 
 
-def compile_problem(text: bytes) -> tuple[Problem | None, bool]:
+def compile_problem(text: bytes) -> Verdict:
     """What rustc has against this text, None when nothing; and whether it would say so again.
 
-    Raises `CannotVerify`.
+    May be called from any thread that lives on. Raises `CannotVerify`.
     """
     rustc = compiler()
     try:
@@ -136,6 +137,10 @@ def _words(said: str) -> str:
     return f"line {line}: {number + ' ' if number else ''}{words}"[:_DETAIL_CHARACTERS]
 
 
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(f"{compiler().version}\0{FLAGS}\0".encode() + text).digest()
+
+
 class Verifier:
     """`compile_problem` with a memory. Opens its file when first asked. Not thread-safe."""
 
@@ -143,18 +148,34 @@ class Verifier:
         self._path = path or _cache_path()
         self._opened = False
         self._cache: sqlite3.Connection | None = None
+        self._told: dict[bytes, Problem | None] = {}
         self.compiled = 0  # texts that the compiler was asked about
         self.remembered = 0
 
     def problem(self, text: bytes) -> Problem | None:
         """Kind and detail of what is wrong with it; None when it compiles. Raises `CannotVerify`"""
-        digest = hashlib.sha256(f"{compiler().version}\0{FLAGS}\0".encode() + text).digest()
+        digest = _digest(text)
+        if digest in self._told:
+            return self._told.pop(digest)
         known = self._recall(digest)
         if known is not None:
             self.remembered += 1
             kind, detail = known
             return (kind, detail) if kind else None
-        problem, lasting = compile_problem(text)
+        return self._keep(digest, compile_problem(text))
+
+    def knows(self, text: bytes) -> bool:
+        """Whether `problem` would answer at once, without the compiler. Raises `CannotVerify`."""
+        digest = _digest(text)
+        return digest in self._told or self._recall(digest) is not None
+
+    def tell(self, text: bytes, verdict: Verdict) -> None:
+        """What `compile_problem` said elsewhere: `problem` will be asked about this text next."""
+        digest = _digest(text)
+        self._told[digest] = self._keep(digest, verdict)
+
+    def _keep(self, digest: bytes, verdict: Verdict) -> Problem | None:
+        problem, lasting = verdict
         self.compiled += 1
         if lasting:
             self._remember(digest, problem or ("", ""))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from actors.data import augmentation, filling
+from actors.data.questions import Question
 from actors.data.reading import read
 from actors.data.sample import Options, SampleProblem, State
 from actors.data.scarcity import memory_is_short
@@ -38,6 +39,7 @@ __all__ = [
     "compile_problem",
     "is_verified",
     "own",
+    "question",
     "read",
     "stage_names",
     "tokenize",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 Stage = Callable[[State, SampleRef, Options], State]
+Asking = Callable[[str, State, SampleRef, Options], Question | None]
 # Languages that `verify` knows.
 VERIFIED = frozenset({"python", "rust"})
 _KNOWN_PARAMETERS = ("rng", "name", "language")
@@ -78,6 +81,19 @@ def verify(state: State, ref: SampleRef, options: Options) -> State:
         if problem is not None:
             raise SampleProblem(*problem)
     return state
+
+
+def question(stage: str, state: State, ref: SampleRef, options: Options) -> Question | None:
+    """What this stage would wait for another program to answer; None: it computes by itself.
+
+    To be asked beside the worker's line; when the answer has been told, the stage is not long.
+    Raises `rustc.CannotVerify`.
+    """
+    if stage != "verify" or ref.language != "rust":
+        return None
+    if not is_verified(options.sample, ref.language, options.verify_every_n):
+        return None
+    return None if options.rust.knows(state.text) else Question(state.text, options.rust)
 
 
 def is_verified(sample: int, language: str, every_n: int) -> bool:
@@ -167,6 +183,8 @@ def _checked(name: str, text: Any, state: State, ref: SampleRef, options: Option
     if not isinstance(text, str) or not text or text.isspace() or "\0" in text:
         what = "nothing but white space" if isinstance(text, str) else type(text).__name__
         raise SampleProblem(f"fails in {name}", f"it returned {what}; accepted: text, or None")
+    if len(text) > options.max_sample_bytes:  # before there are two of it
+        raise SampleProblem("too large", f"{len(text):,} characters after {name}")
     try:
         made = State(text=text.encode())
     except UnicodeEncodeError as error:

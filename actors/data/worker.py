@@ -2,12 +2,12 @@
 
 A fast worker looks at the clock whenever a stage ends: past the cut-off it hands the sample over
 with the state reached and takes the next one. It always holds a few leases, so it never waits for
-an answer. Killed at any instant, it costs the time spent on the sample it was on.
+an answer. While a compiler works on a sample, that one is parked and others go on. Killed at any
+instant, it costs the time spent on the samples it had begun.
 
 On another host the same worker reaches the loader over tcp with a key: `serve_remote`.
 """
 
-import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,8 +17,19 @@ import numpy as np
 
 from actors.data import memory
 from actors.data.cutoffs import NEVER_S
+from actors.data.questions import Questions
 from actors.data.rustc import CannotVerify
-from actors.data.stages import STAGES, Options, SampleProblem, Stage, StageError, State, own
+from actors.data.stages import (
+    STAGES,
+    Asking,
+    Options,
+    SampleProblem,
+    Stage,
+    StageError,
+    State,
+    own,
+    question,
+)
 from actors.data.terms import options_of
 from actors.data.tokenizer import Encoder, TokenizerError, load
 from actors.loop import Mailbox, Remote
@@ -34,6 +45,7 @@ from protocol.messages import (
     PeerUp,
     Pool,
     SampleHandover,
+    SampleParked,
     SampleReady,
     SampleRefused,
     Stop,
@@ -61,6 +73,19 @@ class Task:
     text: bytes
 
 
+@dataclass(slots=True)
+class Begun:
+    """A sample on its way through the stages."""
+
+    lease: Lease
+    state: State
+    stage: int  # that comes next
+    stage_s: list[float]
+    line_s: float = 0.0  # that it has kept this worker busy
+    waited_s: float = 0.0
+    parked_at: float = 0.0
+
+
 class Worker:
     """One life of one data worker."""
 
@@ -73,10 +98,11 @@ class Worker:
         channel: str,
         clock: Clock,
         stages: Mapping[str, Stage] = STAGES,
+        asking: Asking = question,
         load_encoder: Callable[[bytes], Encoder] = load,
     ) -> None:
         self._mailbox = mailbox
-        self._stages, self._load_encoder = stages, load_encoder
+        self._stages, self._asking, self._load_encoder = stages, asking, load_encoder
         self._pool: Pool = pool
         self._host = host
         self._channel = channel
@@ -87,6 +113,8 @@ class Worker:
         self._options = Options(max_sample_bytes=0)
         self._limit = 1
         self._queue: deque[Task] = deque()
+        self._questions: Questions[Begun] = Questions(mailbox.wake)
+        self._stalled: Begun | None = None  # has a question, and too many have
         self._loader = -1  # incarnation of the loader heard last
         self._heard_at = clock.now()
         self._said_at = -1e9
@@ -110,14 +138,42 @@ class Worker:
     def turn(self) -> None:
         """Speak if that is due, hear, and work on one sample if there is one."""
         self._speak()
-        if not self._queue:
-            self._mailbox.progress("samples to work on" if self._plan else "the loader's plan")
+        begun = self._next()
+        if begun is None:
+            self._mailbox.progress(self._wanting())
             self._hear(self._plan.heartbeat_s if self._plan else JOIN_S)
-        else:
-            self._hear(0.0)
-            if self._queue and not self._stop:
-                self._mailbox.progress()
-                self._work(self._queue.popleft())
+            return
+        self._mailbox.progress()
+        self._work(begun)
+        self._hear(0.0)
+
+    def _next(self) -> Begun | None:
+        """Whom to go on with: those answered come first, they have waited."""
+        try:
+            answered = self._questions.over()
+        except CannotVerify as error:  # our fault, not the sample's: another worker may
+            self._fail(str(error))
+            return None
+        if answered is not None:
+            waited_s = self._clock.now() - answered.parked_at
+            answered.waited_s += waited_s
+            answered.stage_s[answered.stage] += waited_s
+            return answered
+        if self._stalled is not None:
+            if self._questions.is_full:
+                return None
+            begun, self._stalled = self._stalled, None
+            return begun
+        if not self._queue or self._stop:
+            return None
+        task = self._queue.popleft()
+        lease = task.lease
+        return Begun(lease, State(text=task.text), lease.stage, [0.0] * len(self._chain))
+
+    def _wanting(self) -> str:
+        if self._questions.waiting:
+            return "a compiler"
+        return "samples to work on" if self._plan else "the loader's plan"
 
     def _fail(self, why: str) -> None:
         """Give up: another life of ours would fare no better."""
@@ -138,7 +194,7 @@ class Worker:
                 JoinPool(pool=self._pool, host=self._host, shares_files=not self._is_remote),
             )
         else:
-            room = self._limit - len(self._queue)
+            room = self._limit - len(self._queue) - (self._stalled is not None)
             host = self._host if self._is_remote else ""
             request = LeaseRequest(pool=self._pool, credit=room, host=host)
             self._mailbox.send(self._channel, request)
@@ -151,6 +207,7 @@ class Worker:
                 self._heard_at = self._clock.now()
                 if received.incarnation != self._loader:
                     self._queue.clear()  # leases of a loader that is no more
+                    self._stalled = None
                     self._loader = received.incarnation
             match received.message:
                 case DataPlan() as plan:
@@ -199,39 +256,57 @@ class Worker:
 
     # --- working ----------------------------------------------------------------------------------
 
-    def _work(self, task: Task) -> None:
+    def _work(self, begun: Begun) -> None:
+        """Go on with a sample until it is done, parked, or has taken too long."""
         assert self._plan is not None
-        lease, stages = task.lease, self._chain
+        lease, stages = begun.lease, self._chain
         options = replace(self._options, epoch=lease.epoch, sample=lease.sample)
-        state = State(text=task.text)
-        stage_s = [0.0] * len(stages)
         cutoff_s = lease.cutoff_s or (self._plan.cutoff_s if self._pool == "fast" else NEVER_S)
-        began = self._clock.now()
-        for index in range(lease.stage, len(stages)):
+        while begun.stage < len(stages):
             stage_began = self._clock.now()
             try:
-                state = stages[index](state, lease.ref, options)
+                if self._park(begun, options):
+                    return
+                begun.state = stages[begun.stage](begun.state, lease.ref, options)
             except SampleProblem as problem:
                 self._refuse(lease, problem)
                 return
             except CannotVerify as error:  # our fault, not the sample's: another worker may
                 self._fail(str(error))
                 return
-            now = self._clock.now()
-            stage_s[index] = now - stage_began
+            spent_s = self._clock.now() - stage_began
+            begun.stage_s[begun.stage] += spent_s
+            begun.line_s += spent_s
+            begun.stage += 1
             self._mailbox.progress()
-            over = now - began > cutoff_s
-            if over and index + 1 < len(stages):
-                self._hand_over(lease, index + 1, state, now - began)
+            if begun.line_s > cutoff_s and begun.stage < len(stages):
+                self._hand_over(begun)
                 return
             self._speak()
-        self._deliver(lease, state, stage_s)
+        self._deliver(begun)
         self._done += 1
         self._mailbox.gauge("samples", float(self._done))
-        self._untidy += len(state.text)
+        self._untidy += len(begun.state.text)
         if self._untidy > _TIDY_BYTES:
             self._untidy = 0
-            _give_memory_back()
+            memory.give_back()
+
+    def _park(self, begun: Begun, options: Options) -> bool:
+        """Whether the next stage has to wait for another program; if so the line is free, unless
+        too many wait already."""
+        assert self._plan is not None
+        lease = begun.lease
+        asked = self._asking(self._plan.stages[begun.stage], begun.state, lease.ref, options)
+        if asked is None:
+            return False
+        if self._questions.is_full:
+            self._stalled = begun
+            return True
+        begun.parked_at = self._clock.now()
+        self._questions.ask(begun, asked)
+        parked = SampleParked(lease=lease.lease, epoch=lease.epoch, sample=lease.sample)
+        self._mailbox.send(self._channel, parked)
+        return True
 
     def _refuse(self, lease: Lease, problem: SampleProblem) -> None:
         refused = SampleRefused(
@@ -243,18 +318,19 @@ class Worker:
         )
         self._mailbox.send(self._channel, refused)
 
-    def _hand_over(self, lease: Lease, stage: int, state: State, elapsed_s: float) -> None:
+    def _hand_over(self, begun: Begun) -> None:
+        lease = begun.lease
         handover = SampleHandover(
             lease=lease.lease,
             epoch=lease.epoch,
             sample=lease.sample,
-            stage=stage,
-            elapsed_s=elapsed_s,
+            stage=begun.stage,
+            elapsed_s=begun.line_s,
         )
-        self._mailbox.send(self._channel, handover, frames=[state.text])
+        self._mailbox.send(self._channel, handover, frames=[begun.state.text])
 
-    def _deliver(self, lease: Lease, state: State, stage_s: list[float]) -> None:
-        frames = Frames()
+    def _deliver(self, begun: Begun) -> None:
+        frames, lease, state = Frames(), begun.lease, begun.state
         tokens = state.tokens if state.tokens is not None else np.empty(0, np.int32)
         ready = SampleReady(
             lease=lease.lease,
@@ -262,15 +338,10 @@ class Worker:
             sample=lease.sample,
             tokens=frames.add(tokens),
             text_bytes=len(state.text),
-            stage_s=tuple(stage_s),
+            stage_s=tuple(begun.stage_s),
+            waited_s=begun.waited_s,
         )
         self._mailbox.send(self._channel, ready, frames=frames.parts)
-
-
-def _give_memory_back() -> None:
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc
-        libc.malloc_trim(0)
 
 
 def main(seat: Seat) -> int:

@@ -132,6 +132,9 @@ class SimMailbox:
         self.inbox.clear()
         return taken
 
+    def wake(self) -> None:
+        """Nobody works beside this line."""
+
     def progress(self, waiting_for: str = "") -> None:
         """See `Mailbox.progress`."""
         self.work.note(waiting_for, self.life.now())

@@ -71,9 +71,14 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
             b"def f():\n    return 1\n",
         ),
         (m.SampleHandover(**_LEASE, stage=2, elapsed_s=0.07), b"def f():\n    return 1\n"),
+        (m.SampleParked(**_LEASE),),
         (
             m.SampleReady(
-                **_LEASE, tokens=_TOKENS, text_bytes=22, stage_s=(0.001, 0.002, 0.0, 0.003)
+                **_LEASE,
+                tokens=_TOKENS,
+                text_bytes=22,
+                stage_s=(0.001, 0.002, 0.0, 0.003),
+                waited_s=0.001,
             ),
             TOKENS.tobytes(),
         ),
