@@ -53,7 +53,9 @@ X, W, DY = normal(70, 40), normal(24, 40, seed=1) * 0.1, normal(70, 24, seed=2)
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(), Nvfp4(unrounded, settled), Mxfp4Backward(unrounded)], ids=str
+    "recipe",
+    [Recipe(), Nvfp4(unrounded, settled), Mxfp4Backward(unrounded)],
+    ids=["high", "nvfp4", "mxfp4"],
 )
 def test_without_rounding_everything_equals_a_plain_linear_map(recipe: Recipe):
     x, w, dy = (t.double() for t in (X, W, DY))
