@@ -34,7 +34,7 @@ from typing import NoReturn, cast
 
 import msgspec
 
-from actors import leftovers, process, roles
+from actors import leftovers, numa, process, roles
 from actors.process import Identity
 from actors.rundir import RunDir
 from actors.seat import Seat
@@ -284,6 +284,7 @@ def _play(request: Fork) -> int:
             os.sched_setaffinity(0, seat.cpus)
         except OSError:  # the machine has changed since the plan was made
             _note(f"none of the CPUs {sorted(seat.cpus)} may be used here; not pinned")
+    _stay_near(seat.numa_node)
     if seat.nice:
         process.give_way(seat.nice)
     torch = sys.modules.get("torch")
@@ -292,6 +293,15 @@ def _play(request: Fork) -> int:
     module, _, function = request.entry.partition(":")
     main = getattr(importlib.import_module(module), function)
     return int(main(seat))
+
+
+def _stay_near(node: int) -> None:
+    """Memory of one's own node, where there are several."""
+    if numa.nodes() < 2 or node < 0:
+        return
+    why = numa.prefer(node)
+    if why:
+        _note(f"memory of NUMA node {node} cannot be preferred ({why}): pages lie where they fall")
 
 
 def _redirect(stderr: Path) -> None:

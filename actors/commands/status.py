@@ -24,10 +24,20 @@ if TYPE_CHECKING:
 def status(run_dir: Path | None, as_json: bool) -> None:
     """Show what a run is doing."""
     document = _document(open_run(run_dir))
+    _look_where(document["actors"])
     if as_json:
         click.echo(json.dumps(document, indent=1))
     else:
         _show(document)
+
+
+def _look_where(actors: list[dict[str, Any]]) -> None:
+    """Add how much of their memory lies on which NUMA node, for those on this host."""
+    from actors import numa
+
+    for actor in actors:
+        if actor["pid"] and actor["host"] == os.uname().nodename:
+            actor["memory_nodes"] = {str(n): size for n, size in numa.where(actor["pid"]).items()}
 
 
 def open_run(run_dir: Path | None) -> "RunDir":
@@ -105,6 +115,9 @@ def _show(document: dict[str, Any]) -> None:
     console.print(_figures(document), markup=False, soft_wrap=True)
     if not document["actors"]:
         return
+    data = _data(document["actors"])
+    if data:
+        console.print(data, markup=False, soft_wrap=True)
     shown = Table(box=None, pad_edge=False)
     guests = {actor["host"] for actor in document["actors"]} - {os.uname().nodename}
     columns = (
@@ -140,6 +153,24 @@ def _figures(document: dict[str, Any]) -> str:
     parts.append(f"{wire['down_bytes_per_step']:,} bytes down")
     parts.append("queues " + ", ".join(f"{name} {count}" for name, count in queues.items()))
     return "  ".join(parts)
+
+
+def _data(actors: list[dict[str, Any]]) -> str:
+    """How good the data is: what the loader counts by kind."""
+    gauges: dict[str, float] = {}
+    for actor in actors:
+        if actor["role"] == "loader":
+            gauges = actor.get("gauges", gauges)
+    parts = [f"{gauges['compile_rate']:.1%} compile"] if "compile_rate" in gauges else []
+    for what in ("left out", "refused", "quarantined"):
+        prefix = f"{what}: "
+        kinds = [
+            f"{count:.0f} {name.removeprefix(prefix)}"
+            for name, count in sorted(gauges.items())
+            if name.startswith(prefix) and count
+        ]
+        parts += [f"{what}: {', '.join(kinds)}"] if kinds else []
+    return "data " + "; ".join(parts) if parts else ""
 
 
 def _row(actor: dict[str, Any]) -> list[str]:
