@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -62,6 +63,7 @@ class Graph:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.pools: dict[str, str] = {}
         self.mischief = False
+        self.mends = False  # whether those that end by themselves are replaced at once
         self.notes = path / "notes"  # which worker did which stage of which sample
         self.lives: dict[str, int] = {}
         if self.run.ledger.exists():  # a resumed run counts on
@@ -169,9 +171,29 @@ class Graph:
         deadline = time.monotonic() + timeout_s
         while not true():
             assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{self.story()}"
+            if self.mends:
+                self.replace_the_dead()
             tracebacks = [self.stderr(name) for name in self.processes]
             assert "Traceback" not in "".join(tracebacks), self.story()
             self.pump()
+
+    def last_note(self, name: str) -> tuple[str, str]:
+        """File and stage that an actor under mischief began last; ("", "") when none."""
+        if not self.notes.exists():
+            return "", ""
+        with self.notes.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode().splitlines()
+        pid = str(self.processes[name].pid)
+        found = [words for line in lines if len(words := line.split()) == 3 and words[2] == pid]
+        return (found[-1][0], found[-1][1]) if found else ("", "")
+
+    def ask(self, step: int) -> None:
+        """All ranks ask for the batch of a step, and do not wait for it."""
+        for rank in range(self.wanted.actors.trainers):
+            node = self.peer(f"trainer/{rank}")
+            node.send("batches", m.BatchRequest(step=step, rank=rank))
+            node.drain()
 
     def story(self) -> str:
         """What is known about a graph that does not do what it should."""
