@@ -96,14 +96,14 @@ class Disturbed:
             random.Random(f"damage {seed}"),  # noqa: S311 - the same damage for the same seed
         )
         self._faults = list(faults)
-        self._struck_at = self._began_at = 0.0
+        self._struck_at = 0.0
         self._broke_at = float("-inf")  # when something was done that ends the run
         self._attempts = 0
         self._waiting: dict[int, float] = {}  # since when faults that are due have waited
 
     def see_through(self) -> None:
         """To its end. Raises `Gave`."""
-        self._began_at = self._history.now()  # the twin's time counts in neither
+        self._history.begin()  # the twin's time does not count
         self._history.add("began", launch=1, resumed=False)
         self._driven.begin(self._orders.topology, self._orders.steps, self._orders.settings)
         try:
@@ -168,7 +168,7 @@ class Disturbed:
             self._guests.attach()
 
     def _check_progress(self) -> None:
-        still_s = self._history.now() - max(self._began_at, self._watch.step_at, self._struck_at)
+        still_s = self._history.now() - max(self._watch.step_at, self._struck_at)
         if still_s > _NO_PROGRESS_S:
             raise Gave(f"no step for {still_s:.0f} s after step {self._watch.step}")
 

@@ -106,12 +106,14 @@ def first_messages(run: Path, epoch: datetime.datetime) -> dict[tuple[str, int],
 
 
 def known(run: Path, epoch: datetime.datetime) -> dict[str, list[float]]:
-    """When the supervisor had found out that somebody was dead, silent or stuck."""
+    """When the supervisor had found out that somebody was dead, silent or stuck. How somebody
+    died comes a little after the fact itself; `known_s` is that little."""
     found: dict[str, list[float]] = defaultdict(list)
     for record in _log_records(run, "supervisor"):
         whom = {"killing": "target", "actor died": "who"}.get(str(record.get("event")))
         if whom is not None:
-            found[str(record.get(whom))].append(_seconds(record, epoch))
+            at = _seconds(record, epoch) - float(record.get("known_s", 0.0))
+            found[str(record.get(whom))].append(at)
     return found
 
 

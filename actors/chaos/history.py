@@ -35,9 +35,14 @@ class History:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self.events: list[Event] = []
-        self._clock, self._began = clock, clock.now()
-        self.epoch = datetime.datetime.now(datetime.UTC)
+        self._clock = clock
         self._file = path.open("w", encoding="utf-8")
+        self.begin()
+
+    def begin(self) -> None:
+        """Times count from now. Nothing has happened yet."""
+        self._began = self._clock.now()
+        self.epoch = datetime.datetime.now(datetime.UTC)
 
     def now(self) -> float:
         """Seconds since it began."""

@@ -81,6 +81,7 @@ class Graves:
             pid=end.who.pid,
             how=bury.why,
             restart_in_s=bury.restart_in_s,
+            known_s=round(end.known_s, 4),
         )
         death = reports.Death(
             timestamp=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),

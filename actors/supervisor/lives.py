@@ -29,6 +29,7 @@ class End:
     code: int | None  # exit code, or minus the signal; None: nobody saw it
     max_rss_bytes: int = 0
     cpu_s: float = 0.0
+    known_s: float = 0.0  # for how long we had known of it when we learned how
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class _Watched:
     who: Identity
     fd: int
     timer: asyncio.TimerHandle | None = None
+    seen_at: float | None = None  # on the loop's clock
 
 
 class Lives:
@@ -86,6 +88,7 @@ class Lives:
 
     def _readable(self, who: Identity) -> None:
         watched = self._watched[who]
+        watched.seen_at = self._loop.time()
         self._loop.remove_reader(watched.fd)
         end = next(process.reap(who.pid), None)
         if end is not None:  # it was our own child
@@ -102,7 +105,9 @@ class Lives:
 
     def _tell(self, watched: _Watched, code: int | None, max_rss_bytes: int, cpu_s: float) -> None:
         self._forget(watched)
-        self._ended(End(watched.name, watched.incarnation, watched.who, code, max_rss_bytes, cpu_s))
+        known_s = 0.0 if watched.seen_at is None else self._loop.time() - watched.seen_at
+        who = watched.name, watched.incarnation, watched.who
+        self._ended(End(*who, code, max_rss_bytes, cpu_s, known_s))
 
     def _forget(self, watched: _Watched) -> None:
         if watched.timer is not None:

@@ -23,6 +23,16 @@ def history(tmp_path: Path):
     made.close()
 
 
+def test_times_count_from_the_beginning(tmp_path: Path):
+    clock = ManualClock()
+    history = History(tmp_path / "history.jsonl", clock)
+    clock.advance(60.0)  # the twin runs
+    history.begin()
+    clock.advance(2.0)
+    assert history.add("step", step=1)["t"] == 2.0
+    history.close()
+
+
 def write(run: RunDir, **pids: int) -> None:
     table.write(run, {name: table.row(Identity(pid, pid), pid) for name, pid in pids.items()})
 

@@ -62,9 +62,9 @@ def test_who_is_condemned_has_been_noticed(run: Path):
 
 
 def test_a_death_is_noticed_when_the_supervisor_says_so_not_when_its_table_is_written(run: Path):
-    said(run, "supervisor", 1.52, "actor died", who="trainer/0", life=1)
+    said(run, "supervisor", 1.52, "actor died", who="trainer/0", life=1, known_s=0.015)
     killed, _ = figures.per_fault(STORY, run, EPOCH)
-    assert killed["detected_s"] == 0.02
+    assert killed["detected_s"] == 0.005
 
 
 def test_a_thread_counts_from_when_it_was_caught(run: Path):
