@@ -1,6 +1,6 @@
-"""One remote data worker: the process that `run.py attach` starts, as often as it was asked to.
+"""One data worker or trainer of another host: the process that `run.py attach` starts.
 
-    python -m actors.attached KEYFILE ENDPOINT NAME POOL [CPU]
+    python -m actors.attached KEYFILE ENDPOINT NAME POOL|DEVICE [CPU]
 
 Leaves politely at SIGTERM, and when the process that started it ends. What it prints last says
 why it ended.
@@ -19,26 +19,29 @@ from protocol.keys import KeyFile
 if TYPE_CHECKING:
     from protocol.messages import Pool
 
-# Exit code of a worker that the loader does not let in: starting it again would not help.
+# Exit code of one that is not let in: starting it again would not help.
 EXIT_REFUSED = 77
 
 
 def main(arguments: list[str]) -> int:
-    """The worker's life; its exit code."""
-    from actors.data.worker import serve_remote
-
-    key_file, endpoint, name, pool, *cpus = arguments
+    """Its life; its exit code."""
+    key_file, endpoint, name, place, *cpus = arguments
     parent = os.getppid()
     process.die_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         return 0  # it ended before it could be noticed
     process.set_name(name)
-    chosen: Pool = "slow" if pool == "slow" else "fast"
     try:
         key = KeyFile.read(Path(key_file))
-        return serve_remote(
-            key, name, endpoint=endpoint, pool=chosen, cpus=tuple(int(cpu) for cpu in cpus)
-        )
+        if key.role == "trainer":
+            from actors.trainer import guest
+
+            return guest.serve_remote(key, name, endpoint=endpoint, device=place)
+        from actors.data import worker
+
+        pool: Pool = "slow" if place == "slow" else "fast"
+        chosen = tuple(int(cpu) for cpu in cpus)
+        return worker.serve_remote(key, name, endpoint=endpoint, pool=pool, cpus=chosen)
     except ProtocolError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_REFUSED

@@ -60,6 +60,8 @@ class Work:
     waiting_since: float = 0.0
     begun: bool = False
     step: int = 0
+    # Of a stand-in: the host that it stands in for; "": nobody yet. None: it is who it says.
+    guest: str | None = None
     gauges: dict[str, float] = field(default_factory=dict[str, float])
 
     def note(self, waiting_for: str, now: float) -> None:

@@ -132,6 +132,12 @@ class AsyncMailbox:
         """Count one unit of progress; `waiting_for` says for whom or what, "" is working."""
         self._work.note(waiting_for, self._clock.now())
 
+    def stand_in(self, host: str) -> None:
+        """From now on this actor stands in for one of that host; "": for one that is to come, so
+        that its beats say "starting".
+        """
+        self._work.guest = host
+
     def gauge(self, name: str, value: float) -> None:
         """A figure for `status`, sent with every beat."""
         self._work.gauges[name] = value

@@ -95,11 +95,12 @@ def found_as_wanted(hardware: Hardware) -> HardwareWanted:
 def _whatever_is_here(topology: Topology, hardware: Hardware) -> Topology:
     """Counts for `hardware.any`: a trainer and a shard per GPU, workers for the cores left over."""
     asked, cores, gpus = topology.actors, found_as_wanted(hardware).cores, len(hardware.gpus)
-    trainers = max(asked.trainers, gpus)
+    trainers = max(asked.trainers - asked.remote_trainers, gpus)
     shards = min(max(asked.optimizer_shards, gpus), tensor_count(topology.model))
     left = cores - trainers - shards - 1 - asked.slow_workers
     actors = ActorCounts(
-        trainers=trainers,
+        trainers=trainers + asked.remote_trainers,
+        remote_trainers=asked.remote_trainers,
         optimizer_shards=shards,
         rollouts=asked.rollouts,
         fast_workers=max(asked.fast_workers, min(left, _MOST_WORKERS_HERE)),

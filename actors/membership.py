@@ -51,11 +51,20 @@ EXIT_FORSAKEN = 75
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A loader on another host. Opened as channel "remote"; the handshake has `patience_s`."""
+    """Who lets us in on another host: the loader, or the stand-in of our rank.
+
+    A stand-in is to us what a supervisor is to others. The handshake has `patience_s`.
+    """
 
     endpoint: str
     curve: ClientCurve = field(repr=False)
     patience_s: float = 8.0
+    channel: str = "remote"
+
+    @property
+    def supervises(self) -> bool:
+        """Whether beats go there."""
+        return self.channel != "remote"
 
 
 class Membership:
@@ -78,7 +87,9 @@ class Membership:
         self.stopping: Stop | None = None
         self._seat, self._work, self._clock, self._leave = seat, work, clock, leave
         self._lifeline: Lifeline | None = None
-        self._records_go = "telemetry" if "telemetry" in connect else "remote" if remote else ""
+        away = "" if remote is None else remote.channel
+        self._tie = away if remote is not None and remote.supervises else "control"
+        self._records_go = "telemetry" if "telemetry" in connect else away
         self._unsaid = set(USEFUL)
         self._noticed_at = -NOTICES_S
         self._me = process.myself()
@@ -91,9 +102,9 @@ class Membership:
             for name in connect:
                 self.node.connect(name, endpoint(seat.socket_dir, name))
             if remote is not None:
-                self.node.connect("remote", remote.endpoint, remote.curve)
-                self.node.handshake("remote", remote.patience_s)
-            if "control" in connect:
+                self.node.connect(remote.channel, remote.endpoint, remote.curve)
+                self.node.handshake(remote.channel, remote.patience_s)
+            if "control" in connect or self._tie == away:
                 spec = supervision or seat.topology().supervision
                 self._lifeline = Lifeline(seat.name, seat.incarnation, spec, clock.now())
                 self._say_hello()
@@ -113,7 +124,7 @@ class Membership:
         now = self._clock.now()
         delivered: list[Received] = []
         for item in received:
-            if item.channel != "control" or item.role != "supervisor":
+            if item.channel != self._tie:  # on which nobody but the binder answers
                 delivered.append(item)
                 continue
             todo, fate = self._lifeline.hear(item.message, item.incarnation, now)
@@ -161,15 +172,15 @@ class Membership:
     def say_goodbye(self, failed: str) -> None:
         """Leave on purpose."""
         if self._lifeline is not None:
-            self.node.send("control", m.Goodbye(failed=failed))
+            self.node.send(self._tie, m.Goodbye(failed=failed))
 
     def send_record(self, record: Record) -> None:
         """Hand a log record on. It may be lost; the loss is counted."""
         try:
             if self._records_go == "telemetry":
                 self.node.send("telemetry", m.LogRecord(record=record), step=self._work.step)
-            elif self._records_go == "remote":
-                self.node.send("remote", m.WorkerLog(records=(record,)))
+            elif self._records_go:
+                self.node.send(self._records_go, m.WorkerLog(records=(record,)))
                 if record["level"] in {"warning", "error", "critical"}:
                     # For the person on this host, who does not see the run's log.
                     sys.stderr.write(f"{record['event']}: {record.get('why', '')}\n")
@@ -198,13 +209,13 @@ class Membership:
         self.stopping = stop
         seat = self._seat
         said = Envelope(WIRE_VERSION, "Stop", seat.name, seat.incarnation, 0, 0)
-        return [Received("control", seat.name, seat.role, seat.incarnation, said, stop, ())]
+        return [Received(self._tie, seat.name, seat.role, seat.incarnation, said, stop, ())]
 
     def _say_hello(self) -> None:
         hello = m.Hello(
             role=self._seat.role, pid=self._me.pid, started_ticks=self._me.ticks, host=self._host
         )
-        self.node.send("control", hello, step=self._work.step)
+        self.node.send(self._tie, hello, step=self._work.step)
 
     def _say_beat(self) -> Sent:
         assert self._lifeline is not None
@@ -218,12 +229,12 @@ class Membership:
             role=self._seat.role,
             pid=self._me.pid,
             started_ticks=self._me.ticks,
-            host=self._host,
-            state=self._lifeline.state(work.begun),
+            host=work.guest or self._host,
+            state=self._lifeline.state(work.begun and work.guest != ""),
             progress=work.progress,
             waiting_for=work.waiting_for,
             waiting_s=work.waiting_s(self._clock.now()),
             rss_bytes=process.rss_bytes(os.getpid()),
             gauges=lost | work.gauges.copy(),
         )
-        return self.node.send("control", beat, step=work.step)
+        return self.node.send(self._tie, beat, step=work.step)

@@ -50,6 +50,7 @@ class Counts:
     fast_workers: int
     slow_workers: int
     rollouts: int
+    remote_trainers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,9 @@ def place(counts: Counts, hardware: Hardware) -> tuple[Seating, ...]:
     for k, own in enumerate(shards):
         home = homes[k % len(homes)]
         seats.append(_seat(board, f"optimizer_shard/{k}", "optimizer_shard", own, home=home))
+    # Those of other hosts have a stand-in here, which carries messages.
+    absent: list[tuple[int, ...]] = [()] * counts.remote_trainers
+    trainers += absent
     seats += [_seat(board, f"trainer/{i}", "trainer", t) for i, t in enumerate(trainers)]
     for i, own in enumerate(workers):
         pool = "fast" if i < counts.fast_workers else "slow"

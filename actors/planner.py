@@ -66,7 +66,7 @@ def plan(topology: Topology, hardware: Hardware) -> Plan:
     """Where everybody of a resolved `topology` runs on `hardware`. The same for the same input."""
     gpus = () if topology.emulated else hardware.gpus
     trainer_gpus = tuple(
-        gpus[i % len(gpus)] if gpus else None for i in range(topology.actors.trainers)
+        gpus[i % len(gpus)] if gpus else None for i in range(_trainers_here(topology))
     )
     cost = plan_costs.shard_cost(topology, trainer_gpus[0], _shard_cores(topology, hardware))
     shards = range(topology.actors.optimizer_shards)
@@ -80,6 +80,7 @@ def plan(topology: Topology, hardware: Hardware) -> Plan:
         fast_workers=topology.actors.fast_workers,
         slow_workers=topology.actors.slow_workers,
         rollouts=topology.actors.rollouts,
+        remote_trainers=topology.actors.remote_trainers,
     )
     actors = tuple(_placement(seat, topology, counts) for seat in place(counts, hardware))
     found = Plan(
@@ -131,9 +132,12 @@ def _words(hardware: HardwareWanted) -> dict[str, Any]:
 def _shard_cores(topology: Topology, hardware: Hardware) -> int:
     """Cores one shard could have on the CPU once trainers and loader have theirs."""
     cores = len(usable_cores(hardware))
-    actors = topology.actors
-    free = (cores - actors.trainers - 1) // actors.optimizer_shards
+    free = (cores - _trainers_here(topology) - 1) // topology.actors.optimizer_shards
     return max(1, min(topology.optimizer.threads, free))
+
+
+def _trainers_here(topology: Topology) -> int:
+    return topology.actors.trainers - topology.actors.remote_trainers
 
 
 def _placement(seat: Seating, topology: Topology, counts: Counts) -> Placement:
@@ -142,7 +146,7 @@ def _placement(seat: Seating, topology: Topology, counts: Counts) -> Placement:
     threads = 1
     memory = plan_memory.of_light(topology, seat.role)
     match seat.role:
-        case "trainer":
+        case "trainer" if index < len(counts.trainer_gpus):  # the others have a stand-in here
             gpu, threads = counts.trainer_gpus[index], counts.trainer_threads
             memory = plan_memory.of_trainer(topology)
         case "optimizer_shard":

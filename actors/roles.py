@@ -33,6 +33,7 @@ ROLES: dict[str, Entry] = {
     "loader": Entry("actors.data.loader:main", "light", 1, 4),
     "optimizer_shard": Entry("actors.optimizer.process:main", "torch", 2, 3),
     "trainer": Entry("actors.trainer.process:main", "torch", 3, 2),
+    "remote_trainer": Entry("actors.standin.process:main", "light", 3, 2),
     "data_worker": Entry("actors.data.worker:main", "light", 4, 1),
     "rollout": Entry("actors.rollout.process:main", "torch", 5, 0),
 }

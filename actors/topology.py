@@ -56,10 +56,17 @@ class ActorCounts(Table, frozen=True):
     """How many of each actor. Supervisor, loader and recorder are always one."""
 
     trainers: Count = 1
+    # The last so many of them run on other hosts, which are invited (run.py invite --role trainer).
+    remote_trainers: CountOrNone = 0
     optimizer_shards: Count = 1
     rollouts: CountOrNone = 1
     fast_workers: Count = 1
     slow_workers: CountOrNone = 1
+
+    @property
+    def remote_ranks(self) -> range:
+        """Ranks of trainers that nobody starts here."""
+        return range(self.trainers - self.remote_trainers, self.trainers)
 
 
 class ModelSpec(Table, frozen=True):
@@ -160,7 +167,10 @@ class RecorderSpec(Table, frozen=True):
 
 
 class RemoteSpec(Table, frozen=True):
-    """Where invited remote hosts knock. Nothing listens before the first invitation."""
+    """Where invited remote hosts knock. Nothing listens before the first invitation.
+
+    Data workers at `port`, trainers at those after it, one for each rank of another host.
+    """
 
     host: str = "0.0.0.0"  # noqa: S104 - CURVE with an allow-list stands behind it
     port: Port = 0  # 0: any free one, then kept for the run

@@ -72,6 +72,7 @@ def _run(topology: "Topology", prefix: str) -> Iterator[Rule]:
         topology.optimizer, topology.model, f"{prefix}optimizer"
     )
     yield from _counts(topology.actors, topology.model, f"{prefix}actors")
+    yield from _remote(topology, f"{prefix}actors")
     if topology.actors.rollouts:
         yield from _rollout(topology.rollout, topology.model, f"{prefix}rollout")
 
@@ -162,6 +163,34 @@ def _counts(actors: "ActorCounts", model: "ModelSpec", path: str) -> Iterator[Ru
         )
 
 
+def _remote(topology: "Topology", path: str) -> Iterator[Rule]:
+    """What a trainer of another host cannot have: files and shared memory of this one."""
+    actors, spec = topology.actors, topology.optimizer
+    key = f"{path}.remote_trainers"
+    if not actors.remote_trainers:
+        return
+    if actors.remote_trainers >= actors.trainers:
+        yield (
+            key,
+            f"{actors.remote_trainers} of {actors.trainers} trainers; accepted: fewer than "
+            "actors.trainers, since one at least runs here",
+        )
+    remembering = sorted({spec.codec, spec.dense_codec} - _WITHOUT_MEMORY)
+    if remembering:
+        yield (
+            key,
+            f"the codec {remembering[0]!r} remembers from step to step, in shared memory of this "
+            f"host, which a trainer of another does not have; accepted: "
+            f"{', '.join(sorted(_WITHOUT_MEMORY))}",
+        )
+    if topology.train.filter_reference:
+        yield (
+            key,
+            "train.filter_reference is a directory of this host; accepted: none beside trainers of "
+            'other hosts, so filter = "loss"',
+        )
+
+
 def _rollout(rollout: "RolloutSpec", model: "ModelSpec", path: str) -> Iterator[Rule]:
     if rollout.max_new_tokens >= model.seq_len:
         yield (
@@ -172,7 +201,8 @@ def _rollout(rollout: "RolloutSpec", model: "ModelSpec", path: str) -> Iterator[
 
 
 def _hardware(topology: "Topology") -> Iterator[Rule]:
-    wanted, trainers = topology.hardware, topology.actors.trainers
+    wanted, actors = topology.hardware, topology.actors
+    trainers = actors.trainers - actors.remote_trainers
     if topology.emulated:
         return
     if wanted.gpus and trainers > wanted.gpus:

@@ -56,7 +56,7 @@ _CONTROL: Senders = {
     m.StopRequest: _by("operator"),
     m.KillRequest: _by("operator"),
     m.InviteRequest: _by("operator", "supervisor"),
-    m.Invitation: _by("loader", "supervisor"),
+    m.Invitation: _by("loader", "trainer", "supervisor"),
     m.Answer: _by("supervisor"),
 }
 _SAMPLES: Senders = {
@@ -96,6 +96,15 @@ _EXCHANGE: Senders = {
     m.MetricsRequest: _by("recorder", "rollout"),
     m.Metrics: _by("optimizer_shard"),
 }
+# A trainer of another host and the process that stands in for it here, which is a trainer to
+# everybody else: both have that role, and what they forward is judged once more.
+_RANK: Senders = dict.fromkeys(
+    (
+        *(m.JoinRank, m.RankPlan, m.Forward, m.WorkerLog),
+        *(m.Hello, m.Beat, m.Welcome, m.PeerUp, m.Stop, m.Goodbye),
+    ),
+    _by("trainer"),
+)
 _TELEMETRY: Senders = {
     m.LogRecord: ROLES - {"operator"},
     m.RolloutReport: _by("rollout"),
@@ -109,17 +118,22 @@ _CHANNELS = (
     Channel("batches", "router", "loader", 16, 0.2, 256 * MIB, _BATCHES),
     # One step's messages of a few hundred parameters must fit; bulk travels in segments.
     Channel("exchange", "router", "optimizer_shard", 1024, 0.2, 4096 * MIB, _EXCHANGE),
+    Channel("rank", "router", "trainer", 1024, 0.5, 4096 * MIB, _RANK, curve=True),
     Channel("telemetry", "pull", "recorder", 4096, 0.2, 8 * MIB, _TELEMETRY),
 )
 CHANNELS: Mapping[str, Channel] = {channel.name: channel for channel in _CHANNELS}
+
+
+# Channels of which every binder has its own, by index.
+INDEXED = {"exchange": "exchange/K", "rank": "rank/R"}
 
 
 def channel(name: str) -> Channel:
     """The channel called `name`; "exchange/3" is the exchange of shard 3. Raises `ValueError`."""
     family, slash, index = name.partition("/")
     found = CHANNELS.get(family)
-    if found is None or bool(slash) != (family == "exchange") or (slash and not index.isdigit()):
-        known = ", ".join("exchange/K" if c == "exchange" else c for c in CHANNELS)
+    if found is None or bool(slash) != (family in INDEXED) or (slash and not index.isdigit()):
+        known = ", ".join(INDEXED.get(c, c) for c in CHANNELS)
         raise ValueError(f"no channel {name!r}; there are {known}")
     return found
 

@@ -102,17 +102,22 @@ def decode(parts: Sequence[Buffer]) -> Decoded:
             f"{len(parts)} parts; a message has an envelope, a body, <= {MAX_FRAMES} frames"
         )
     envelope = _decode_envelope(parts[0])
-    kind = KINDS.get(envelope.kind)
-    if kind is None:
-        raise Malformed(f"unknown kind of message: {envelope.kind[:80]!r}")
-    raw = _unpack(parts[1], MAX_BODY_BYTES, f"body of {envelope.kind}")
-    try:
-        if envelope.kind in _OPEN_KINDS:
-            _check_plain(raw)
-        message = msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
-        raise Malformed(f"body of {envelope.kind}: {error}") from error
+    message = decode_body(envelope.kind, parts[1])
     return Decoded(envelope, message, tuple(memoryview(part).cast("B") for part in parts[2:]))
+
+
+def decode_body(name: str, body: Buffer) -> Message:
+    """The message of the kind called `name` with that body. Raises `Malformed`."""
+    kind = KINDS.get(name)
+    if kind is None:
+        raise Malformed(f"unknown kind of message: {name[:80]!r}")
+    raw = _unpack(body, MAX_BODY_BYTES, f"body of {name}")
+    try:
+        if name in _OPEN_KINDS:
+            _check_plain(raw)
+        return msgspec.convert(raw, kind)
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+        raise Malformed(f"body of {name}: {error}") from error
 
 
 def _packb(plain: object) -> bytes:

@@ -5,6 +5,7 @@ ProtocolError
 |- VersionMismatch   the peer was built from another schema      -> refuse it, say so, stop the run
 |- Unsendable        what we were told to send breaks the limits -> a bug of ours: fix the caller
 |- Refused           the peer does not let us in                 -> tell the person, do not retry
+|  `- Unauthorised   ... because of our key                      -> the same, whenever it is said
 |- EndpointError     an address cannot be used                   -> tell the person which and why
 |- SegmentError      a shared segment is absent, short, foreign  -> ask for the tensor again
 `- DeadlinePassed    something named took longer than allowed    -> the actor gives up and restarts
@@ -37,6 +38,10 @@ class Unsendable(ProtocolError):
 
 class Refused(ProtocolError):
     """The other side does not let us in: wrong key, revoked key, or silence during a handshake."""
+
+
+class Unauthorised(Refused):
+    """The other side does not know our key, or knows it no more."""
 
 
 class EndpointError(ProtocolError):

@@ -6,6 +6,8 @@ concluded from the order of events.
 
 from typing import Literal
 
+from protocol.errors import Refused, Unauthorised
+
 Event = Literal["connected", "retried", "disconnected", "succeeded", "unauthorised", "broken"]
 
 # libzmq's names for them; each stands for one of ours.
@@ -27,6 +29,7 @@ class Handshake:
         self.up = False
         self.trouble = ""  # in words; "" while all is well or nothing is known
         self.final = False  # trying again will not help
+        self._unauthorised = False
         self._endpoint = endpoint
 
     def heard(self, event: Event) -> None:
@@ -35,6 +38,7 @@ class Handshake:
             case "succeeded":
                 self.up, self.trouble, self.final = True, "", False
             case "unauthorised":
+                self._unauthorised = True
                 self._fail(f"{self._endpoint} refuses this key: it was never invited, or revoked")
             case "retried" if not self.up and not self.final:
                 self.trouble = f"nobody listens at {self._endpoint}"
@@ -48,11 +52,14 @@ class Handshake:
             case _:
                 pass
 
-    def silence(self, waited_s: float) -> str:
-        """What to tell a person when nothing conclusive happened in `waited_s`."""
-        return self.trouble or (
-            f"no answer from {self._endpoint} within {waited_s:g} s: wrong address, a firewall in "
-            "between, or the key file belongs to another run"
+    def refusal(self, waited_s: float) -> Refused:
+        """Why we are not in, `waited_s` after we knocked or earlier, for a person."""
+        if self._unauthorised:
+            return Unauthorised(self.trouble)
+        return Refused(
+            self.trouble
+            or f"no answer from {self._endpoint} within {waited_s:g} s: wrong address, a firewall "
+            "in between, or the key file belongs to another run"
         )
 
     def _fail(self, words: str) -> None:

@@ -4,9 +4,10 @@ Keys are Z85 text. Secret halves are in files of mode 0600 and in no log: their 
 in `repr`. Revoking a key is removing its file from the allow-list.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from protocol.messages import Role
 _LABEL = re.compile(r"[A-Za-z0-9_.]{1,64}")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 KEY_CHARS = 40
+# Roles that may be played on other hosts.
+INVITED: tuple[Role, ...] = ("data_worker", "trainer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,15 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     server_key: str
     public_key: str
     secret_key: str
+    rank: int = -1  # of a trainer
 
     def __repr__(self) -> str:
         return f"KeyFile(role={self.role!r}, label={self.label!r}, endpoint={self.endpoint!r}, ...)"
+
+    @property
+    def channel(self) -> str:
+        """What its holder connects to."""
+        return f"rank/{self.rank}" if self.role == "trainer" else "remote"
 
     def curve(self) -> ClientCurve:
         """The keys, as `Node.connect` wants them."""
@@ -110,7 +119,8 @@ def server_keys(path: Path, new_keypair: Callable[[], tuple[str, str]]) -> Serve
     if not path.exists():
         public_key, secret_key = new_keypair()
         made = ServerKeys(public_key=public_key, secret_key=secret_key)
-        _write_private(path, msgspec.json.encode(made))
+        with contextlib.suppress(FileExistsError):  # made this moment by another of our endpoints
+            _write_private(path, msgspec.json.encode(made))
     try:
         return msgspec.json.decode(path.read_bytes(), type=ServerKeys)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -121,18 +131,23 @@ class _Allowed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     role: Role
     label: str
     public_key: str
+    rank: int = -1  # of a trainer
 
 
 class AllowList:
     """A directory with one file per admitted key. Read anew at every question: files decide."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, role: Role | None = None, rank: int = -1) -> None:
+        """`role`, `rank`: what holders must be to get in here; None: whatever they were invited as.
+        A trainer is invited as one rank.
+        """
+        self._directory, self._role, self._rank = directory, role, rank
 
     def admit(self, role: Role, label: str, public_key: str) -> None:
         """Let the holder of `public_key` in. Raises `ValueError` for bad labels, roles, keys."""
-        if role != "data_worker":
-            raise ValueError(f"role {role!r} cannot be invited; only data_worker can")
+        if role not in INVITED or role != (self._role or role):
+            allowed = self._role or " or ".join(INVITED)
+            raise ValueError(f"role {role!r} cannot be invited here; only {allowed} can")
         if not _LABEL.fullmatch(label):
             raise ValueError(f"label {label!r}: 1 to 64 letters, digits, '_' or '.'")
         if not is_key(public_key):
@@ -142,14 +157,27 @@ class AllowList:
             public_key
         ):
             raise ValueError(f"label {label!r} has been invited already; choose another --label")
+        if role == "trainer" and self.ranks().get(self._rank, label) != label:
+            raise ValueError(f"rank {self._rank} has just been given to somebody else; try again")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        allowed = _Allowed(role=role, label=label, public_key=public_key)
+        allowed = _Allowed(role=role, label=label, public_key=public_key, rank=self._rank)
         if not path.exists():
             _write_private(path, msgspec.json.encode(allowed))
 
     def labels(self, role: Role) -> list[str]:
         """Who has been invited as `role`."""
         return sorted(path.stem.removeprefix(f"{role}-") for path in self._files(role))
+
+    def ranks(self) -> dict[int, str]:
+        """Whose each rank is that somebody was invited as."""
+        return {found.rank: found.label for found in self._read("trainer")}
+
+    def _read(self, role: str = "") -> Iterator[_Allowed]:
+        for path in self._files(role):
+            try:
+                yield msgspec.json.decode(path.read_bytes(), type=_Allowed)
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                continue
 
     def _files(self, role: str = "") -> list[Path]:
         return sorted(self._directory.glob(f"{role}*.json"))
@@ -165,13 +193,10 @@ class AllowList:
 
     def __call__(self, public_key: str) -> Admission | None:
         """What `public_key` entitles to now; None: nothing. Unreadable files admit nobody."""
-        for path in self._files():
-            try:
-                found = msgspec.json.decode(path.read_bytes(), type=_Allowed)
-            except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-                continue
+        for found in self._read():
             if found.public_key == public_key:
-                return Admission(found.role, found.label)
+                here = self._role is None or (found.role, found.rank) == (self._role, self._rank)
+                return Admission(found.role, found.label) if here else None
         return None
 
 

@@ -459,6 +459,35 @@ class Metrics(Message):
     records: tuple[dict[str, Any], ...]
 
 
+# --- Trainers of other hosts <-> the stand-in of their rank, channel "rank/R" ---------------------
+# Besides these: Hello and Beat up, Welcome, PeerUp and Stop down, as between actors and supervisor.
+
+
+class JoinRank(Message):
+    """Attached trainer -> stand-in: I want to be this rank. Asked again until RankPlan comes."""
+
+    host: str
+
+
+class RankPlan(Message):
+    """Stand-in -> attached trainer: the rank is yours, in the run of this topology."""
+
+    topology: str  # TOML, complete
+    rank: int
+
+
+class Forward(Message):
+    """Attached trainer <-> stand-in: a message of `channel`, for whoever it concerns there.
+
+    Frame 0 is its body; the frames after that are its own. What it may be is for the table of that
+    channel to say (channels.py), here as there.
+    """
+
+    channel: str  # "batches", "exchange/K"
+    kind: str
+    sender: str = ""  # who said it; "": the attached trainer
+
+
 # --- Telemetry: anyone -> recorder, channel "telemetry"; may be lost, losses are counted ----------
 
 
@@ -508,7 +537,8 @@ class KillRequest(Message):
 
 
 class InviteRequest(Message):
-    """Operator -> supervisor -> loader: admit the holder of this CURVE key in this role."""
+    """Operator -> supervisor -> loader, or a rank's stand-in: admit the holder of this CURVE key in
+    this role."""
 
     role: Role
     public_key: str  # Z85
@@ -516,11 +546,12 @@ class InviteRequest(Message):
 
 
 class Invitation(Message):
-    """Loader -> supervisor -> operator: where to knock, and whom to expect there."""
+    """Whoever admits -> supervisor -> operator: where to knock, and whom to expect there."""
 
     endpoint: str
     server_key: str  # Z85
     refused: str = ""  # why not, when not
+    rank: int = -1  # of a trainer
 
 
 class Answer(Message):

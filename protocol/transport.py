@@ -25,7 +25,7 @@ from protocol import codec, parcels, zap
 from protocol.channels import Channel, address, channel
 from protocol.clock import Clock, Deadline
 from protocol.endpoints import check_endpoint, point, socket_options
-from protocol.errors import EndpointError, Refused
+from protocol.errors import EndpointError
 from protocol.gate import Gate
 from protocol.handshakes import EVENTS, Handshake
 from protocol.keys import Admission, Admissions, Allow, ClientCurve, ServerCurve
@@ -350,7 +350,7 @@ class Node:
         deadline = Deadline.after(self._clock, patience_s, f"handshake with {port.endpoint}")
         while not port.handshake.up:
             if port.handshake.final or deadline.passed():
-                raise Refused(port.handshake.silence(patience_s))
+                raise port.handshake.refusal(patience_s)
             if port.monitor.poll(math.ceil(deadline.left() * 1000)):
                 self._read_monitor(port, port.monitor)
 

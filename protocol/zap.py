@@ -41,7 +41,8 @@ def answer(request: Sequence[bytes], allow_of: Mapping[bytes, Allow]) -> Verdict
     except OSError as error:
         return _refuse(number, f"{peer}: the allow-list cannot be read ({error})")
     if admitted is None:
-        return _refuse(number, f"{peer}: key {public_key} is not on the allow-list")
+        at = request[2].decode(errors="replace")
+        return _refuse(number, f"{peer}: key {public_key} is not on the allow-list of {at}")
     return Verdict([_VERSION, number, b"200", b"OK", public_key.encode(), b""], "")
 
 

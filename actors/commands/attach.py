@@ -1,8 +1,8 @@
-"""`run.py attach`: join a running graph with data workers of this host.
+"""`run.py attach`: join a running graph with data workers, or a trainer, of this host.
 
 Knocks once by itself, so that a refusal comes in seconds and in words; then starts one process
 per worker and looks after them until the run ends or somebody presses Ctrl-C. Leaving costs the
-run only the samples the workers were on, which go to others.
+run only the samples the workers were on, which go to others; a trainer's rank is free again.
 """
 
 import os
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from actors.commands import Failed, Refused
+from protocol.keys import INVITED
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from actors.supervisor.rationing import Rationing
     from protocol.keys import KeyFile
 
-# How long the loader may take to answer the knock.
+# How long whoever lets us in may take to answer the knock.
 PATIENCE_S = 8.0
 # The polite part of leaving.
 LEAVE_S = 10.0
@@ -34,6 +35,7 @@ LEAVE_S = 10.0
 INTENSITY, PERIOD_S = 5, 60.0
 MAX_COUNT = 1024
 _ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_DEVICE = re.compile(r"cpu|cuda:\d{1,3}")
 _LOOK_S = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
@@ -52,7 +54,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
     "--role",
     default="data_worker",
     show_default=True,
-    type=click.Choice(["data_worker"]),
+    type=click.Choice(INVITED),
     help="What to be.",
 )
 @click.option(
@@ -62,12 +64,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
     type=click.IntRange(1, MAX_COUNT),
     help="Worker processes to start.",
 )
-@click.option("--pool", default="fast", show_default=True, type=click.Choice(["fast", "slow"]))
-def attach(endpoint: str, key_file: Path, role: str, count: int, pool: str) -> None:
-    """Join the run at ENDPOINT (tcp://HOST:PORT) with data workers of this host."""
+@click.option(
+    "--pool",
+    default="fast",
+    show_default=True,
+    type=click.Choice(["fast", "slow"]),
+    help="Of data workers.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Of a trainer: cpu, cuda:0, ...")
+def attach(endpoint: str, key_file: Path, role: str, count: int, pool: str, device: str) -> None:
+    """Join the run at ENDPOINT (tcp://HOST:PORT) with data workers, or a trainer, of this host."""
     from actors import process
 
     key = _usable_key(endpoint, key_file, role)
+    if key.role == "trainer" and count > 1:
+        raise Refused(f"--count {count}: a key lets one trainer in; invite one for each")
+    if not _DEVICE.fullmatch(device):
+        raise Refused(f"--device {device!r}: cpu, or cuda:0, cuda:1, ...")
     try:
         lock = process.try_lock(key_file)
     except OSError as error:
@@ -80,7 +93,8 @@ def attach(endpoint: str, key_file: Path, role: str, count: int, pool: str) -> N
     try:
         _knock(endpoint, key)
         with tempfile.TemporaryDirectory(prefix="trireme-attach-") as directory:
-            host = Host(endpoint, key, key_file.resolve(), pool, Path(directory))
+            place = device if key.role == "trainer" else pool
+            host = Host(endpoint, key, key_file.resolve(), place, Path(directory))
             sys.exit(host.look_after(count))
     finally:
         os.close(lock)
@@ -110,8 +124,8 @@ def _knock(endpoint: str, key: "KeyFile") -> None:
 
     try:
         with Node(f"{key.role}/{key.label}", key.role, 0, MonotonicClock()) as node:
-            node.connect("remote", endpoint, key.curve())
-            node.handshake("remote", PATIENCE_S)
+            node.connect(key.channel, endpoint, key.curve())
+            node.handshake(key.channel, PATIENCE_S)
     except (errors.Refused, errors.EndpointError) as error:
         raise Failed(f"not attached: {error}") from error
 
@@ -136,7 +150,7 @@ class Host:
     endpoint: str
     key: "KeyFile"
     key_file: Path
-    pool: str
+    place: str  # pool of data workers, device of a trainer
     directory: Path
     guests: list[Guest] = field(default_factory=list[Guest])
     interrupted: int = 0  # the signal that asked us to leave
@@ -157,7 +171,7 @@ class Host:
                     self._wait()
                     if self.interrupted and leaving is None:
                         leaving = Deadline.after(clock, LEAVE_S, "workers to leave")
-                        click.echo("leaving: finishing the samples at hand", err=True)
+                        click.echo("leaving: finishing what is at hand", err=True)
                         self._signal_all(signal.SIGTERM)
                     if leaving is not None and leaving.passed():
                         self._signal_all(signal.SIGKILL)
@@ -171,7 +185,8 @@ class Host:
 
         # One core each while there are enough; otherwise the kernel shares them out.
         allowed = sorted(os.sched_getaffinity(0))
-        cpus = (allowed[index],) if count <= len(allowed) else ()
+        pinned = count <= len(allowed) and self.key.role != "trainer"
+        cpus = (allowed[index],) if pinned else ()
         return Guest(
             name=f"{self.key.role}/{self.key.label}-{index}",
             cpus=cpus,
@@ -195,7 +210,7 @@ class Host:
                 continue
             command = process.python(
                 *("-m", "actors.attached", str(self.key_file), self.endpoint, guest.name),
-                *(self.pool, *map(str, guest.cpus)),
+                *(self.place, *map(str, guest.cpus)),
             )
             try:
                 guest.who = process.start(command, output=guest.output, env=process.environment())

@@ -1,7 +1,8 @@
 """`run.py invite`: a key file that lets one remote host join a running graph.
 
-The key pair is made here; only its public half travels. The loader writes it on its allow-list,
-opens the run's tcp endpoint if this is the first invitation, and says where to knock.
+The key pair is made here; only its public half travels. The loader, or for a trainer the stand-in
+of a rank that nobody has, writes it on its allow-list, opens its tcp endpoint if this is the first
+invitation there, and says where to knock.
 """
 
 import os
@@ -14,10 +15,11 @@ import click
 
 from actors.commands import Failed, Refused
 from actors.commands.status import open_run
+from protocol.keys import INVITED
 
 if TYPE_CHECKING:
     from actors.rundir import RunDir
-    from protocol.messages import Invitation
+    from protocol.messages import Invitation, Role
 
 # The loader may be in the middle of being replaced.
 ANSWER_S = 10.0
@@ -29,8 +31,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_.]{1,64}")
     "--role",
     default="data_worker",
     show_default=True,
-    type=click.Choice(["data_worker"]),
-    help="What the holder may be.",
+    type=click.Choice(INVITED),
+    help="What the holder may be: data workers, or one trainer, which takes a free rank.",
 )
 @click.option(
     "--run", "run_dir", type=click.Path(path_type=Path), metavar="DIR", help="[runs/latest]"
@@ -39,7 +41,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_.]{1,64}")
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="Key file to write [LABEL.key]."
 )
 @click.option("--label", default="", help="Names the host in logs and statuses [made up].")
-def invite(role: str, run_dir: Path | None, out: Path | None, label: str) -> None:
+def invite(role: "Role", run_dir: Path | None, out: Path | None, label: str) -> None:
     """Write a key file that lets one remote host join the run.
 
     Carry it to that host over a way you trust (scp), and there:
@@ -55,14 +57,15 @@ def invite(role: str, run_dir: Path | None, out: Path | None, label: str) -> Non
     _check_writable(path)
     run = open_run(run_dir)
     public_key, secret_key = new_keypair()
-    invitation = _ask(run, public_key, label)
+    invitation = _ask(run, role, public_key, label)
     key = KeyFile(
-        role="data_worker",
+        role=role,
         label=label,
         endpoint=invitation.endpoint,
         server_key=invitation.server_key,
         public_key=public_key,
         secret_key=secret_key,
+        rank=invitation.rank,
     )
     try:
         key.write(path)
@@ -71,9 +74,13 @@ def invite(role: str, run_dir: Path | None, out: Path | None, label: str) -> Non
         raise Failed(
             f"{path} cannot be written: {why}; invite again with another --label"
         ) from error
-    click.echo(f"{path} lets one host in as {role}s named {label}-0, {label}-1, ...")
+    if role == "trainer":
+        click.echo(f"{path} lets one host in as trainer/{invitation.rank}, named {label}-0")
+    else:
+        click.echo(f"{path} lets one host in as {role}s named {label}-0, {label}-1, ...")
     click.echo("It holds a secret. Carry it there over a way you trust, and start on that host:")
-    click.echo(f"  python run.py attach {invitation.endpoint} --key {path.name}")
+    asked = " --role trainer" if role == "trainer" else ""
+    click.echo(f"  python run.py attach {invitation.endpoint} --key {path.name}{asked}")
 
 
 def _check_writable(path: Path) -> None:
@@ -86,11 +93,11 @@ def _check_writable(path: Path) -> None:
         raise Refused(f"--out {path}: {path.parent} is not writable")
 
 
-def _ask(run: "RunDir", public_key: str, label: str) -> "Invitation":
+def _ask(run: "RunDir", role: "Role", public_key: str, label: str) -> "Invitation":
     from actors import asking
     from protocol.messages import Invitation, InviteRequest
 
-    request = InviteRequest(role="data_worker", public_key=public_key, label=label)
+    request = InviteRequest(role=role, public_key=public_key, label=label)
     try:
         answer = asking.ask(run, request, timeout_s=ANSWER_S)
     except asking.Unanswered as error:

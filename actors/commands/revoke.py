@@ -11,6 +11,7 @@ import click
 
 from actors.commands import Failed, Refused
 from actors.commands.status import open_run
+from protocol.keys import INVITED
 
 if TYPE_CHECKING:
     from protocol.messages import Role
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     "--role",
     default="data_worker",
     show_default=True,
-    type=click.Choice(["data_worker"]),
+    type=click.Choice(INVITED),
     help="As what it was invited.",
 )
 @click.option(

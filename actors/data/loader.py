@@ -19,7 +19,6 @@ from actors.data.batches import Answer, Batches
 from actors.data.crew import Crew, Outcome
 from actors.data.cutoffs import NEVER_S
 from actors.data.database import LedgerError, TakenOver
-from actors.data.door import Door
 from actors.data.feed import Feed, Recorded, Refusal
 from actors.data.learning import Learning
 from actors.data.leases import LeaseTable, Poisoned
@@ -30,6 +29,7 @@ from actors.data.prompts import MAX_FILE_BYTES, Prompts
 from actors.data.quality import Quality
 from actors.data.stages import Options, SampleProblem, State, read
 from actors.data.terms import facts_of, shape_of, terms_of
+from actors.door import Door
 from actors.loop import AsyncMailbox, serve
 from actors.rundir import RunDir
 from actors.seat import Seat

@@ -11,6 +11,7 @@ from actors import process
 from actors.process import Identity
 from actors.supervisor import reports, status
 from actors.supervisor.events import Committed, Completed, Heard, Left, StopWanted
+from protocol.keys import AllowList
 from protocol.messages import (
     Answer,
     Beat,
@@ -20,6 +21,7 @@ from protocol.messages import (
     Invitation,
     InviteRequest,
     KillRequest,
+    Role,
     RunDone,
     Status,
     StatusRequest,
@@ -41,7 +43,7 @@ class Desk:
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._home = supervisor
-        self._invited: deque[tuple[str, float]] = deque(maxlen=_MAX_INVITED)
+        self._invited: dict[str, deque[tuple[str, float]]] = {}  # by who is to admit them
 
     def hear(self, received: Received) -> None:
         """One message."""
@@ -71,7 +73,7 @@ class Desk:
             case Guests(guests=guests):
                 home.guests = guests
             case Invitation() as invitation:
-                self._relay(invitation)
+                self._relay(name, invitation)
             case _:
                 pass
 
@@ -171,17 +173,39 @@ class Desk:
 
     def _invite(self, operator: str, invite: InviteRequest) -> None:
         home = self._home
-        if "loader" not in home.supervision.peers():
-            refused = Invitation(endpoint="", server_key="", refused="the loader is not running")
-            self._answer(operator, refused)
+        host, refused = self._host_for(invite.role, invite.label)
+        actor = home.supervision.actors.get(host)
+        if not refused and (actor is None or actor.stage != "running"):
+            refused = f"the {host} is not running"
+        if refused:
+            self._answer(operator, Invitation(endpoint="", server_key="", refused=refused))
             return
-        self._invited.append((operator, home.clock.now() + _INVITATION_S))
-        home.mailbox.send("control", invite, to="loader")
+        waiting = self._invited.setdefault(host, deque(maxlen=_MAX_INVITED))
+        waiting.append((operator, home.clock.now() + _INVITATION_S))
+        home.mailbox.send("control", invite, to=host)
 
-    def _relay(self, invitation: Invitation) -> None:
-        """To the operator who has waited longest; the loader answers in order."""
-        while self._invited:
-            operator, until = self._invited.popleft()
+    def _host_for(self, role: Role, label: str) -> tuple[str, str]:
+        """Who admits that guest, or why nobody does: trainers get a rank that nobody else has."""
+        if role != "trainer":
+            return "loader", ""
+        ranks = self._home.topology.actors.remote_ranks
+        given = AllowList(self._home.run.keys / "allowed").ranks()
+        for rank in ranks:
+            if given.get(rank, label) == label:
+                return f"trainer/{rank}", ""
+        if not ranks:
+            return "", (
+                "all trainers of this run are its own; start one with --set actors.trainers=2 "
+                "--set actors.remote_trainers=1, say"
+            )
+        whose = ", ".join(f"trainer/{rank} is {given[rank]}'s" for rank in ranks)
+        return "", f"no rank is free: {whose}; `run.py revoke LABEL --role trainer` makes one free"
+
+    def _relay(self, host: str, invitation: Invitation) -> None:
+        """To the operator who has waited longest; each host answers in order."""
+        waiting = self._invited.get(host, deque())
+        while waiting:
+            operator, until = waiting.popleft()
             if self._home.clock.now() < until:
                 self._answer(operator, invitation)
                 return

@@ -17,6 +17,9 @@ class Place:
     role: str
     start_order: int  # groups start from the smallest number ...
     stop_order: int  # ... and stop from the smallest of these
+    # A stand-in for a process of another host. It is somebody to others once that one has come, and
+    # leaves when that one has gone.
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,33 +20,42 @@ class Seated(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     pool: str = ""
     nice: int = 0
+    remote: bool = False  # stands in for one of another host
+
+    @property
+    def entry(self) -> str:
+        """What to look up in roles.py."""
+        return f"remote_{self.role}" if self.remote else self.role
 
 
 class _Planned(msgspec.Struct, frozen=True):
     actors: tuple[Seated, ...]
 
 
-def read(run: RunDir) -> tuple[Seated, ...]:
+def read(run: RunDir, remote_ranks: range = range(0)) -> tuple[Seated, ...]:
     """All actors of the plan, the supervisor among them. Raises `RunDirError`."""
     try:
-        return msgspec.json.decode(run.plan.read_bytes(), type=_Planned).actors
+        actors = msgspec.json.decode(run.plan.read_bytes(), type=_Planned).actors
     except (OSError, msgspec.DecodeError) as error:
         raise RunDirError(f"{run.plan} cannot be read: {error}; start a new run") from error
+    elsewhere = {f"trainer/{rank}" for rank in remote_ranks}
+    return tuple(msgspec.structs.replace(a, remote=a.name in elsewhere) for a in actors)
 
 
 def places(seated: tuple[Seated, ...], roles: dict[str, Entry]) -> list[Place]:
     """What the decider is to keep alive, and in which order."""
     found: list[Place] = []
     for actor in seated:
-        entry = roles.get(actor.role)
+        entry = roles.get(actor.entry)
         if entry is not None:
-            found.append(Place(actor.name, actor.role, entry.order, entry.stop_order))
+            order = entry.order, entry.stop_order
+            found.append(Place(actor.name, actor.role, *order, remote=actor.remote))
     return found
 
 
 def preloads(seated: tuple[Seated, ...], roles: dict[str, Entry]) -> set[Preload]:
     """Which forkservers these actors need."""
-    return {roles[actor.role].preload for actor in seated if actor.role in roles}
+    return {roles[actor.entry].preload for actor in seated if actor.entry in roles}
 
 
 def seat(run: RunDir, seated: Seated, incarnation: int) -> Seat:

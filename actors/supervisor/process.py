@@ -78,7 +78,7 @@ class Supervisor:
         self.first_incarnation = incarnation  # of this launch
         text = run.topology.read_text(encoding="utf-8")
         self.topology = topology.decode(text, source=str(run.topology))
-        self.seated = places.read(run)
+        self.seated = places.read(run, self.topology.actors.remote_ranks)
         self.seats = {actor.name: actor for actor in self.seated}
         self.beats: dict[str, Beat] = {}
         self.guests: tuple[Guest, ...] = ()  # workers of other hosts, as the loader sees them
@@ -223,7 +223,7 @@ class Supervisor:
     def _perform(self, instruction: Instruction) -> None:
         match instruction:
             case Fork(name=name, incarnation=incarnation):
-                entry = self.around.roles[self.seats[name].role]
+                entry = self.around.roles[self.seats[name].entry]
                 seat = places.seat(self.run, self.seats[name], incarnation)
                 self.beats.pop(name, None)
                 # Actors that found no supervisor for too long have removed theirs when they left.

@@ -20,7 +20,7 @@ def wanted(run_id: str, topology: Topology) -> dict[str, int]:
         sizes[name] = layout.state_layout(topology, shard).total_bytes
     gradients = gradient_slots.segment_bytes(topology.model, topology.optimizer)
     memory = codec_memory.segment_bytes(topology)
-    for trainer in range(topology.actors.trainers):
+    for trainer in range(topology.actors.remote_ranks.start):  # others share no memory with us
         sizes[segment_name(run_id, f"trainer/{trainer}", "gradients")] = gradients
         if memory:
             sizes[segment_name(run_id, f"trainer/{trainer}", "memory")] = memory

@@ -73,6 +73,7 @@ class Actor:
     last: Heard | None = None  # the newest beat of this life
     restarts: int = 0
     arrived: bool = False  # some life of it was heard since the run began
+    present: bool = False  # this life was heard; of a stand-in: and stands in for somebody
     condemned: str = ""  # why it is being killed
     kill_at: float = 0.0  # when condemned: SIGKILL is due; inf: sent
     killed_at: float = 0.0
@@ -89,7 +90,8 @@ class Actor:
     def begins(self) -> bool:
         """Whether its very first life still gets ready."""
         getting_ready = self.last is None or self.last.state == "starting"
-        return not self.arrived or (getting_ready and not self.deaths and self.incarnation <= 1)
+        first = not self.deaths and self.incarnation <= 1 and not self.place.remote
+        return not self.arrived or (getting_ready and first)
 
     def state(self, *, stopping: bool) -> ActorState:
         """As `status` shows it."""
@@ -188,7 +190,8 @@ class Supervision:
         # Whoever waits counts its turns too: one that says it waits and does not turn is stuck.
         if actor.last is None or event.progress != actor.last.progress:
             actor.progressed_at = now
-        if actor.last is None:
+        if not actor.present and not (actor.place.remote and event.state == "starting"):
+            actor.present = True
             done.append(Tell("", PeerUp(name=actor.name, incarnation=actor.incarnation)))
         actor.stage, actor.arrived = "running", True
         actor.heard_at, actor.last = now, event
@@ -211,6 +214,10 @@ class Supervision:
         """Its life is over, or could not begin."""
         polite = self.end is not None and how == "exit code 0"
         actor.who, actor.last, actor.condemned, actor.killed_at = None, None, "", 0.0
+        actor.present = False
+        if actor.place.remote and self.end is None and how == "exit code 0":
+            actor.stage, actor.due = "idle", now + self.spec.backoff_s  # its guest has left
+            return []
         actor.deaths = [*actor.deaths[-9:], how]
         if self.end is not None:
             actor.stage = "gone"
@@ -363,7 +370,7 @@ class Supervision:
         return {
             actor.name: actor.incarnation
             for actor in self.actors.values()
-            if actor.stage == "running" and actor.who is not None
+            if actor.stage == "running" and (actor.present or not actor.place.remote)
         }
 
     def lives(self, name: str, incarnation: int) -> bool:

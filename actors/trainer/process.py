@@ -7,6 +7,7 @@ sent or none.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from protocol.errors import SegmentError
 from protocol.messages import Stop
 from protocol.segments import Segment, segment_name
 from protocol.tensors import Attached
+from protocol.transport import Received
 
 # How often rules that depend on time are looked at while nothing comes.
 TICK_S = 0.05
@@ -35,7 +37,7 @@ TICK_S = 0.05
 
 def main(seat: Seat) -> int:
     """Live as `seat` says until told to stop; the exit code."""
-    _prepare_torch(seat)
+    prepare_torch(seat.threads, seat.device)
     topology = seat.topology()
     shards = [f"exchange/{k}" for k in range(topology.actors.optimizer_shards)]
     connect = ("control", "telemetry", "batches", *shards)
@@ -57,7 +59,7 @@ def main(seat: Seat) -> int:
                 progress=mailbox.progress,
             )
             while mailbox.stopping is None:
-                _turn(trainer, mailbox)
+                turn(trainer, mailbox, lambda m: trainer.hear(m.sender, m.message, m.frames))
         except (ShardsDisagree, MemoryLost, CheckpointError, TopologyError) as error:
             mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
             mailbox.close(failed=str(error))
@@ -72,14 +74,14 @@ def main(seat: Seat) -> int:
     return 0
 
 
-def _turn(trainer: Trainer, mailbox: Mailbox) -> None:
+def turn(trainer: Trainer, mailbox: Mailbox, hear: Callable[[Received], None]) -> None:
     """Hear what has come, then compute if everything is there."""
     ready = trainer.may_compute
     if not ready:
         mailbox.progress(trainer.rounds.waiting_for())
     for item in mailbox.receive(0.0 if ready else TICK_S):
         if not isinstance(item.message, Stop):
-            trainer.hear(item.sender, item.message, item.frames)
+            hear(item)
     mailbox.step = max(trainer.rounds.step, 0)
     trainer.tick()
     if trainer.may_compute and mailbox.stopping is None:
@@ -118,13 +120,13 @@ def _memory(seat: Seat, topology: Topology) -> Segment | None:
         ) from error
 
 
-def _prepare_torch(seat: Seat) -> None:
-    """The same bits every time, from as many threads as the seat has."""
-    torch.set_num_threads(seat.threads)
-    if seat.device != "cpu":
+def prepare_torch(threads: int, device: str) -> None:
+    """The same bits every time, from so many threads."""
+    torch.set_num_threads(threads)
+    if device != "cpu":
         # Read when cuBLAS starts, which is later than this.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.set_device(seat.device)
+        torch.cuda.set_device(device)
     # The same switch as use_deterministic_algorithms, without its import of all of inductor, which
     # takes seconds in every new trainer.
     torch.set_deterministic_debug_mode("error")

@@ -30,6 +30,15 @@ PARTS = ("warmup", "stable", "decay")
         ),
         (["actors.optimizer_shards=300"], "accepted: 1 to 264"),
         (["actors.trainers=3"], "actors.trainers: 3 trainers for hardware.gpus = 2"),
+        (["actors.remote_trainers=2"], "remote_trainers: 2 of 2 trainers; accepted: fewer than"),
+        (
+            ["actors.remote_trainers=1", "optimizer.codec=ternary"],
+            "actors.remote_trainers: the codec 'ternary' remembers from step to step, in shared",
+        ),
+        (
+            ["actors.remote_trainers=1", "train.filter=excess", 'train.filter_reference="/x"'],
+            "actors.remote_trainers: train.filter_reference is a directory of this host",
+        ),
         (["hardware.any=true"], "hardware.any: contradicts hardware.gpus"),
         ([f"schedule.{part}=0" for part in PARTS], "schedule: warmup + stable"),
         (["optimizer.dense.kind=muon"], "optimizer.dense.kind: Muon orthogonalises matrices"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from protocol import messages as m
 from protocol.channels import CHANNELS
-from protocol.codec import KINDS, encode
+from protocol.codec import KINDS, encode, pack_body
 from protocol.messages import WIRE_VERSION, Envelope, Message, SampleRef, TensorRef
 
 GOLDEN = Path(__file__).parents[2] / "protocol" / "golden"
@@ -197,6 +197,12 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
         (m.CheckpointPart(version=30, shard=1, files={"shard-1.safetensors": _DIGEST}),),
         (m.MetricsRequest(after=2),),
         (m.Metrics(records=({"step": 3, "loss": 2.5},)),),
+        (m.JoinRank(host="node-2"),),
+        (m.RankPlan(topology='name = "local"\n', rank=1),),
+        (
+            m.Forward(channel="exchange/0", kind="MetricsRequest"),
+            pack_body(m.MetricsRequest(after=3)),
+        ),
         (m.LogRecord(record={"event": "hello", "level": "info", "actor": "loader"}),),
         (
             m.RolloutReport(

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from protocol import keys, zap
-from protocol.errors import EndpointError
+from protocol.errors import EndpointError, Unauthorised
 from protocol.handshakes import Event, Handshake
 from protocol.keys import Admission, Admissions, AllowList, KeyFile
 
@@ -119,7 +119,7 @@ def test_the_files_of_the_allow_list_decide_at_every_question(tmp_path: Path):
 @pytest.mark.parametrize(
     ("role", "label", "key", "complaint"),
     [
-        ("trainer", "attic", PUBLIC, "only data_worker"),
+        ("rollout", "attic", PUBLIC, "only data_worker or trainer can"),
         ("data_worker", "../attic", PUBLIC, "label"),
         ("data_worker", "a-b", PUBLIC, "label"),
         ("data_worker", "", PUBLIC, "label"),
@@ -205,4 +205,37 @@ def test_the_order_of_events_tells_what_happened(
 
 
 def test_silence_has_words_too():
-    assert "no answer from tcp://x:1 within 8 s" in Handshake("tcp://x:1").silence(8.0)
+    assert "no answer from tcp://x:1 within 8 s" in str(Handshake("tcp://x:1").refusal(8.0))
+
+
+def test_only_a_key_that_is_refused_is_final_for_those_who_come_back():
+    handshake = Handshake("tcp://x:1")
+    handshake.heard("disconnected")
+    assert not isinstance(handshake.refusal(8.0), Unauthorised)
+    handshake.heard("unauthorised")
+    assert isinstance(handshake.refusal(8.0), Unauthorised)
+
+
+def test_a_key_opens_the_door_it_was_made_for(tmp_path: Path):
+    AllowList(tmp_path, "data_worker").admit("data_worker", "attic", PUBLIC)
+    AllowList(tmp_path, "trainer", 1).admit("trainer", "attic", SECRET)
+    doors = {
+        "loader": AllowList(tmp_path, "data_worker"),
+        "rank 1": AllowList(tmp_path, "trainer", 1),
+        "rank 2": AllowList(tmp_path, "trainer", 2),
+    }
+    opened = {name: (bool(door(PUBLIC)), bool(door(SECRET))) for name, door in doors.items()}
+    assert opened == {"loader": (True, False), "rank 1": (False, True), "rank 2": (False, False)}
+    assert doors["rank 1"].ranks() == {1: "attic"}
+
+
+def test_a_rank_is_given_once(tmp_path: Path):
+    door = AllowList(tmp_path, "trainer", 1)
+    door.admit("trainer", "attic", PUBLIC)
+    with pytest.raises(ValueError, match="somebody else"):
+        door.admit("trainer", "cellar", SECRET)
+    with pytest.raises(ValueError, match="only trainer can"):
+        door.admit("data_worker", "cellar", SECRET)
+    assert door.revoke("trainer", "attic")
+    door.admit("trainer", "cellar", SECRET)
+    assert door.ranks() == {1: "cellar"}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from actors.data.door import Door
+from actors.door import Door
 from actors.topology import RemoteSpec
 from protocol.clock import MonotonicClock
 from protocol.keys import ServerCurve

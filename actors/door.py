@@ -1,7 +1,8 @@
-"""The door for workers of other hosts: a tcp endpoint with CURVE, opened by the first invitation.
+"""A door for other hosts: a tcp endpoint with CURVE, opened by the first invitation.
 
-Who was invited, the endpoint's own keys and its port are kept in the run directory, so a loader
-that is replaced opens the same door again and its workers find it where it was.
+The loader has one for data workers, every stand-in one for the trainer of its rank. Who was
+invited, the run's own keys and the doors' ports are kept in the run directory, so whoever replaces
+the owner of a door opens the same one again and guests find it where it was.
 """
 
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 from actors.topology import RemoteSpec
 from protocol.errors import EndpointError
 from protocol.keys import AllowList, ServerCurve, server_keys
-from protocol.messages import Invitation, InviteRequest
+from protocol.messages import Invitation, InviteRequest, Role
 from protocol.transport import new_keypair
 
 # Binds a curve-protected endpoint; returns it with its real port. Raises `EndpointError`.
@@ -19,14 +20,22 @@ Bind = Callable[[str, ServerCurve], str]
 
 
 class Door:
-    """Opens and stays open."""
+    """Opens and stays open. Lets in whom it has invited, and nobody with a key for another."""
 
-    def __init__(self, keys: Path, spec: RemoteSpec, bind: Bind) -> None:
+    def __init__(
+        self, keys: Path, spec: RemoteSpec, bind: Bind, *, rank: int = -1, nth: int = 0
+    ) -> None:
+        """For data workers, or for the trainer of `rank`. `nth`: counts a run's doors from 0, for
+        their ports are in a row where the topology names one.
+        """
         self._spec = spec
         self._bind = bind
         self._keys = keys
-        self._port_file = keys / "port"
-        self._allow = AllowList(keys / "allowed")
+        self._wanted_port = spec.port + nth if spec.port else 0
+        self._rank = rank
+        self._port_file = keys / ("port" if rank < 0 else f"port-trainer-{rank}")
+        role: Role = "data_worker" if rank < 0 else "trainer"
+        self._allow = AllowList(keys / "allowed", role, rank)
         self._curve: ServerCurve | None = None
         self._port = 0
 
@@ -37,7 +46,7 @@ class Door:
 
     @property
     def was_opened(self) -> bool:
-        """Has this run invited anybody, in whichever life of its loader?"""
+        """Has this run invited anybody here, in whichever life of the door's owner?"""
         return self._port_file.exists()
 
     def open(self) -> None:
@@ -73,7 +82,8 @@ class Door:
             refused = f"{self._keys} cannot be written: {error.strerror}"
             return Invitation(endpoint="", server_key="", refused=refused)
         assert self._curve is not None
-        return Invitation(endpoint=self.endpoint, server_key=self._curve.public_key)
+        key = self._curve.public_key
+        return Invitation(endpoint=self.endpoint, server_key=key, rank=self._rank)
 
     @property
     def endpoint(self) -> str:
@@ -85,9 +95,9 @@ class Door:
 
     def _known_port(self) -> int:
         if not self._port_file.exists():
-            return self._spec.port
+            return self._wanted_port
         text = self._port_file.read_text(encoding="ascii").strip()
-        return int(text) if text.isdecimal() else self._spec.port
+        return int(text) if text.isdecimal() else self._wanted_port
 
 
 def own_address() -> str:

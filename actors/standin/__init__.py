@@ -1,0 +1,1 @@
+"""Who stands in, on the run's host, for a trainer of another one."""
