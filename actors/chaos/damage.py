@@ -12,6 +12,8 @@ _PAGE = 4096
 _LEDGER = ("ledger.sqlite", "ledger.sqlite-wal")
 _BALLAST = "ballast"
 _CHUNK = b"\0" * (1 << 20)
+# Steps whose batches may be under way: beyond them, nothing is committed without a loader.
+_UNDER_WAY = 6
 
 
 def newest_checkpoints(run: RunDir) -> list[Path]:
@@ -40,9 +42,11 @@ class Ledger:
     def __init__(self, run: RunDir, copies: Path) -> None:
         self._run, self._copies = run, copies
         self.damaged = False
+        self._at_step = 0
 
-    def damage(self, chance: random.Random) -> str:
-        """Its writer must stand still. Copies it, then overwrites a page of it; where."""
+    def damage(self, chance: random.Random, step: int) -> str:
+        """Its writer must stand still. Copies it, then overwrites a page of it; where. `step` is
+        the last one committed."""
         self._copies.mkdir(exist_ok=True)
         for name in _LEDGER:
             (self._copies / name).unlink(missing_ok=True)
@@ -53,8 +57,15 @@ class Ledger:
         with self._run.ledger.open("r+b") as handle:
             handle.seek(page * _PAGE)
             handle.write(chance.randbytes(_PAGE))
-        self.damaged = True
+        self.damaged, self._at_step = True, step
         return f"page {page} of {pages}"
+
+    def outlived(self, step: int) -> None:
+        """Step `step` is committed. Another loader has opened it meanwhile if that is long after,
+        and goes on: nobody reads that page, and the copy is not what should stand there any more.
+        """
+        if step > self._at_step + _UNDER_WAY:
+            self.damaged = False
 
     def mend(self) -> None:
         """Put the copy back. Nobody may have it open."""

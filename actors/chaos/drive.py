@@ -26,6 +26,8 @@ _LATE_STEPS = 1
 _GUESTS_AFTER_STEP = 1
 # A run ends a while after its disk was full: everybody has to leave first.
 _AFTERMATH_S = 15.0
+# What it says then.
+_FULL = ("full", "space")
 _GUESTS_AGAIN_S = 2.0
 _NO_PROGRESS_S = 180.0
 
@@ -99,6 +101,7 @@ class Disturbed:
         self._struck_at = 0.0
         self._broke_at = float("-inf")  # when something was done that ends the run
         self._attempts = 0
+        self._mend = False  # the ledger, before the run is resumed
         self._waiting: dict[int, float] = {}  # since when faults that are due have waited
 
     def see_through(self) -> None:
@@ -135,8 +138,8 @@ class Disturbed:
             return True
         if how != "failed" or not self._to_be_mended():
             raise Gave(f"the run has ended by itself: {how}: {reason}")
-        if self._striker.ledger.damaged:
-            self._striker.ledger.mend()
+        # A ledger that nobody had room to write is whole.
+        self._mend = self._striker.ledger.damaged and not any(word in reason for word in _FULL)
         self._striker.resume_at = self._clock.now()
         return False
 
@@ -146,11 +149,14 @@ class Disturbed:
         return full or self._striker.ledger.damaged
 
     def _resume(self) -> None:
-        """When somebody would: the launcher is gone, and the disk has room."""
+        """When somebody would: the launcher is gone, the disk has room, the ledger is mended."""
         due = self._striker.resume_at
         if due is None or self._clock.now() < due or self._striker.full:
             return
         self._striker.resume_at = None
+        if self._mend:
+            self._striker.ledger.mend()
+            self._mend = False
         self._driven.resume()
         self._history.add("began", launch=self._driven.launches, resumed=True)
 

@@ -71,6 +71,7 @@ class Striker:
     def tick(self) -> None:
         """Do what is due."""
         now = self.clock.now()
+        self.ledger.outlived(self.watch.step)
         due = [act for at, act in self._later if at <= now]
         self._later = [(at, act) for at, act in self._later if at > now]
         for act in due:
@@ -245,7 +246,7 @@ class Striker:
         assert whom is not None
         _, who = whom[0]
         process.send_signal(who, signal.SIGSTOP)
-        where = self.ledger.damage(self.chance)
+        where = self.ledger.damage(self.chance, self.watch.step)
         process.send_signal(who, signal.SIGKILL)
         return where
 

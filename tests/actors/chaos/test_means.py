@@ -170,14 +170,18 @@ def test_a_damaged_ledger_is_noticed_and_its_copy_is_whole(tmp_path: Path):
         database.executemany("INSERT INTO one VALUES (?, ?)", [(i, "x" * 50) for i in range(5000)])
         database.commit()
     ledger = damage.Ledger(run, tmp_path / "copies")
-    where = ledger.damage(random.Random(3))
+    where = ledger.damage(random.Random(3), 7)
     assert where.startswith("page ")
+    ledger.outlived(9)  # what was under way
     assert ledger.damaged
     with closing(sqlite3.connect(run.ledger)) as database, suppress(sqlite3.DatabaseError):
         assert database.execute("PRAGMA quick_check").fetchall() != [("ok",)]
     ledger.mend()
     with closing(sqlite3.connect(run.ledger)) as database:
         assert database.execute("SELECT count(*) FROM one").fetchone() == (5000,)
+    ledger.damage(random.Random(3), 7)
+    ledger.outlived(20)  # another loader has gone on
+    assert not ledger.damaged
 
 
 # --- The cable ------------------------------------------------------------------------------------
