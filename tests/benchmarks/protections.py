@@ -1,11 +1,12 @@
 """What protection costs a run that nobody disturbs: processor time, counted in the run itself.
 
-    python -m tests.benchmarks.protections [--steps 120] [--repeats 3] [--json]
+    python -m tests.benchmarks.protections [--steps 60] [--repeats 3] [--json]
 
-`local` with one trainer and without rollouts, which would take whatever is left. The processes of
-supervisor, forkservers and launcher count in full, and so do the functions of counted.py in all
-others; their sum is set against the processor time of the whole run between two steps. Numerator
-and denominator are of the same seconds, so the share does not move with the machine's speed.
+`local` with one trainer, 4,096 tokens a step, and without rollouts, which would take whatever is
+left. The processes of supervisor, forkservers and launcher count in full, and so do the functions
+of counted.py in all others; their sum is set against the processor time of the whole run between
+two steps. Numerator and denominator are of the same seconds, so the share hardly moves with the
+machine's speed; what beats is a matter of seconds, though, and weighs more on a busy machine.
 Bound: 3 %. (`overhead` sets the whole graph against a plain loop that has none of this.)
 """
 
@@ -41,7 +42,7 @@ class Spent(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__, steps=120, repeats=3)
+    options = arguments(__doc__, steps=60, repeats=3)
     shares: dict[str, list[float]] = defaultdict(list)
     for _ in range(options.repeats):
         for what, share in one(options.steps).items():
@@ -58,7 +59,7 @@ def main() -> None:
 
 def one(steps: int) -> dict[str, float]:
     """Share of each protection in one run."""
-    sets = ("actors.trainers=1", "actors.rollouts=0")
+    sets = ("actors.trainers=1", "actors.rollouts=0", "train.accumulation=4")
     settings = [part for one in sets for part in ("--set", one)]
     with tempfile.TemporaryDirectory(prefix="bench-counted-") as name:
         directory = Path(name)
