@@ -29,6 +29,11 @@
       everybody  --LogRecord-->  recorder     (may be lost, is counted, never blocks)
       rollout/j  --RolloutReport-->  recorder
 
+A trainer of another host says and hears all that through its stand-in, which is trainer/r here:
+
+      trainer/LABEL-0  --JoinRank, Beat, Forward-->  trainer/r  (standin/, tcp with keys)
+                       <--RankPlan, Welcome, Forward, Stop--
+
 Big tensors do not travel: gradients and updates lie in shared memory that the supervisor has made,
 and messages say where. Who owns what, and so who may be killed at any moment:
 
@@ -42,6 +47,7 @@ Beside each file that acts lies the file that decides for it, without sockets, c
 
       supervisor/process.py   acts on   supervisor/supervision.py
       loop.py                 acts on   lifeline.py
+      standin/process.py      acts on   standin/visit.py
       launcher.py             acts on   supervisor/rationing.py
 
 The vocabulary is `protocol/messages.py`; how each process lives on the wire is `loop.py`; which

@@ -129,6 +129,7 @@ class StandIn:
         """Until there is nobody to stand in for any more; why the run cannot go on, or ""."""
         self._open_door()
         mailbox, visit = self._mailbox, self._visit
+        mailbox.log.info("waits for a host to attach", invited=self._door.is_open)
         while mailbox.stopping is None and visit.over is None:
             await self._turn()
         if visit.over is not None:

@@ -135,7 +135,7 @@ def test_nobody_gets_in_and_the_run_does_not_notice(
 
     sockets = sorted(path for path in run.run.socket_dir.iterdir() if path.is_socket())
     names = {path.name.partition(".")[0] for path in sockets}
-    assert set(CHANNELS) - {"remote"} <= names
+    assert set(CHANNELS) - {"remote", "rank"} <= names
     for seed, path in enumerate(sockets):
         raw(socket.AF_UNIX, str(path))
         if path.name.partition(".")[0] in CHANNELS:
