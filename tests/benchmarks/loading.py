@@ -1,18 +1,22 @@
 """Data loaders side by side: the same samples, two workers, one consumer.
 
     python tests/benchmarks/loading.py [--json] [--only LOADER,..] [--workloads W,..]
-                                       [--seconds 10] [--repeats 5]
+                                       [--repeats 5] [--merge FILE..]
 
 Two questions for each workload (loading_work.py) and each loader (loading_peers.py). How many
-samples a second, when the consumer takes batches as they come; "of bound" is what those samples had
-to compute, as a share of the cores' time. And what share of its time does a consumer wait that
-takes a batch every so often, at 80 % of the bound's pace. Every figure is from a process of its
-own; loaders take turns; medians. Time counts from the first sample that any worker begins ("first":
-until the first batch), so starting up is free.
+samples a second, when the consumer takes batches as they come. And what share of its time does a
+consumer wait that takes a batch every so often, at 80 % of the bound's pace, from its first batch
+on. All of it takes 25 minutes; workloads may be run one by one, as JSON, and shown by `--merge`.
 
-The machine may be shared: "free" is what others left of the cores, by the kernel's count of their
-computing. Of the bound no more than that can be reached. Peers come with `pip install -e
-'.[bench]'`; those that are missing are named.
+"of bound" is what the delivered samples had to compute, as a share of all cores' time. Of cpu-S
+that is for a whole epoch, from the first sample that any worker begins to the last batch's
+delivery. Elsewhere an epoch would have no end: time counts from a third of the run on. What the
+loader itself computes, its consumer's process included, is no excuse: it lowers the share. "free"
+is what others left of the cores, by the kernel's count: of the bound no more can be reached.
+
+Each loader has a process of its own, begun before the first run; loaders take turns (Ray comes
+last, by itself: its servers compute though nobody asks them to); medians. Peers come with `pip
+install -e '.[bench]'`; those that are missing are named.
 """
 
 import argparse
@@ -25,6 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,64 +41,90 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402 - after the path
 
 from tests.benchmarks.loading_peers import LOADERS, NEEDS  # noqa: E402
-from tests.benchmarks.loading_work import (  # noqa: E402
-    BATCH,
-    BEGAN,
-    CORES,
-    NAMES,
-    Workload,
-    workload,
-)
+from tests.benchmarks.loading_work import CORES, NAMES, Workload, workload  # noqa: E402
 
 # A consumer that keeps pace leaves loaders this much of the cores.
 PACE = 0.8
 RUST_FILES, PYTHON_FILES = 400, 600
+# Loaders that do not suffer others beside them.
+APART = ("ray data",)
+# How long a run may take at most: what is asked for, and time to begin and to end.
+_PATIENCE_S = 60.0
 
 
-# --- one run, in a process of its own -------------------------------------------------------------
+@dataclass(frozen=True)
+class Asked:
+    """One run."""
+
+    name: str
+    corpus: str
+    run: str  # file that says when it began
+    seconds: float
+    interval_s: float = 0.0  # between two batches; 0: as they come
 
 
-def measure(loader: str, work: Workload, seconds: float, interval_s: float) -> dict[str, Any]:
-    """Take batches for so long. `interval_s`: between two; 0: as they come.
+# --- one run, in its loader's process -------------------------------------------------------------
 
-    The rate is that of the last two thirds: what is made ahead is made by then.
-    """
-    batches = LOADERS[loader](work)
-    first = next(batches)
-    taken: list[tuple[float, Any]] = [(time.monotonic(), _ids(first))]
-    del first
-    began = float(Path(os.environ[BEGAN]).read_text())
-    others, from_s, waited_s = _others_cpu_s(), taken[0][0], 0.0
-    while time.monotonic() - began < seconds:
-        if interval_s:
-            time.sleep(interval_s)
-        asked = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            break
-        taken.append((time.monotonic(), _ids(batch)))
-        waited_s += taken[-1][0] - asked
-        del batch
-    others_s = _others_cpu_s() - others
-    workers = psutil.Process().children(recursive=True)
-    memory = [child.memory_full_info().uss for child in workers if child.is_running()]
-    spent_s = max(time.monotonic() - from_s, 1e-9)
+
+def measure(loader: str, asked: Asked) -> dict[str, Any]:
+    """Take batches until there are no more, or for so long."""
+    paced = asked.interval_s > 0
+    work = workload(asked.name, run=asked.run, corpus=asked.corpus, paced=paced)
+    with closing(LOADERS[loader](work)) as batches:
+        first = next(batches)
+        taken: list[tuple[float, Any]] = [(time.monotonic(), _ids(first))]
+        del first
+        began = float(Path(asked.run).read_text())
+        others, waited_s, ended, memory_mb = _others_cpu_s(), 0.0, False, 0.0
+        due = taken[0][0] + asked.interval_s
+        until = (taken[0][0] if paced else began) + asked.seconds
+        while time.monotonic() < until:
+            time.sleep(max(0.0, due - time.monotonic()))
+            memory_mb = memory_mb or _memory_mb(len(taken))
+            asked_at = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                ended = True
+                break
+            taken.append((time.monotonic(), _ids(batch)))
+            waited_s += taken[-1][0] - asked_at
+            due = taken[-1][0] + asked.interval_s
+            del batch
+        spent_s = max(taken[-1][0] - taken[0][0], 1e-9)
+        others_s = _others_cpu_s() - others
     return {
-        **_speed(taken, began + seconds / 3, work),
+        **_speed(taken, began, work, whole=ended),
         "first_s": taken[0][0] - began,
         "waiting": waited_s / spent_s,
         "free": 1 - others_s / (CORES * spent_s),
-        "worker_mb": max(memory, default=0) / 1e6,
+        "worker_mb": memory_mb,
     }
 
 
-def _speed(taken: list[tuple[float, Any]], after: float, work: Workload) -> dict[str, float]:
+def _memory_mb(taken: int) -> float:
+    """Of the largest worker, beyond what it shares with others; 0: it is too soon to ask."""
+    if taken < 4:
+        return 0.0
+    most = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            most = max(most, child.memory_full_info().uss)
+    return most / 1e6
+
+
+def _speed(
+    taken: list[tuple[float, Any]], began: float, work: Workload, *, whole: bool
+) -> dict[str, float]:
     """Samples a second, and their computing as a share of the cores' time."""
-    late = [(at, ids) for at, ids in taken if at >= after]
-    if len(late) < 2:
-        late = taken
-    wall_s = max(late[-1][0] - late[0][0], 1e-9)
-    ids = [int(i) for _, batch in late[1:] for i in batch]
+    end = taken[-1][0]
+    late = taken
+    if not whole:
+        from_s = began + (end - began) / 3
+        late = [(at, ids) for at, ids in taken if at >= from_s]
+        late = taken if len(late) < 2 else late
+        began, late = late[0][0], late[1:]
+    ids = [int(i) for _, batch in late for i in batch]
+    wall_s = max(end - began, 1e-9)
     found = {"rate": len(ids) / wall_s}
     if work.costs is not None:
         found["of_bound"] = float(work.costs[ids].sum()) / (CORES * wall_s)
@@ -114,99 +147,146 @@ def _others_cpu_s() -> float:
     times = psutil.cpu_times()
     busy = times.user + times.nice + times.system
     me = psutil.Process()
-    ours = sum(
-        cpu.user + cpu.system + cpu.children_user + cpu.children_system
-        for cpu in (process.cpu_times() for process in (me, *me.children(recursive=True)))
-    )
+    ours = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            cpu = process.cpu_times()
+            ours += cpu.user + cpu.system + cpu.children_user + cpu.children_system
     return busy - ours
 
 
-def _run_one(text: str) -> None:
-    asked = json.loads(text)
-    corpus = Path(asked["corpus"]) if asked["corpus"] else None
-    found = measure(
-        asked["loader"], workload(asked["workload"], corpus), asked["seconds"], asked["interval_s"]
-    )
-    sys.stdout.write("\n" + json.dumps(found) + "\n")
-    sys.stdout.flush()
+def _serve(loader: str) -> None:
+    """A loader's process: runs, as they are asked for, one a line."""
+    with suppress(ImportError):
+        importlib.import_module(NEEDS.get(loader, "actors.data"))
+    for line in sys.stdin:
+        found = measure(loader, Asked(**json.loads(line)))
+        sys.stdout.write("\n#" + json.dumps(found) + "\n")
+        sys.stdout.flush()
     os._exit(0)  # some loaders' threads would not end by themselves
 
 
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def run(loader: str, name: str, seconds: float, interval_s: float, corpus: str) -> dict[str, Any]:
-    """One run's figures; {"problem": ...} when it did not work."""
-    asked = {
-        "loader": loader,
-        "workload": name,
-        "seconds": seconds,
-        "interval_s": interval_s,
-        "corpus": corpus,
-    }
-    with tempfile.TemporaryDirectory() as directory:
-        env = {**os.environ, BEGAN: f"{directory}/began", "PYTHONPATH": str(ROOT)}
-        try:
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", json.dumps(asked)],
-                env=env,
-                capture_output=True,
+class Process:
+    """A loader's."""
+
+    def __init__(self, loader: str, directory: Path) -> None:
+        self._errors = directory / f"{loader.replace(' ', '_')}.err"
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, "--serve", loader],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 text=True,
-                check=False,
-                timeout=10 * seconds + 60,
             )
-        except subprocess.TimeoutExpired:
-            return {"problem": "no end"}
-    last = done.stdout.strip().rpartition("\n")[2]
-    if done.returncode != 0 or not last.startswith("{"):
-        return {"problem": (done.stderr.strip() or "no figures")[-300:]}
-    return json.loads(last)
+
+    def run(self, asked: Asked) -> dict[str, Any]:
+        """One run's figures; {"problem": ...} when it did not work."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps(asdict(asked)) + "\n")
+            self._process.stdin.flush()
+        until = time.monotonic() + 10 * asked.seconds + _PATIENCE_S
+        while time.monotonic() < until:
+            line = self._process.stdout.readline()
+            if line.startswith("#"):
+                return json.loads(line[1:])
+            if not line:
+                return {"problem": self._errors.read_text().strip()[-300:] or "it has ended"}
+        return {"problem": "no end"}
+
+    def end(self) -> None:
+        """Its own processes end with it."""
+        below = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.kill()
+        self._process.communicate()
+        for child in below:
+            with suppress(psutil.Error):
+                child.kill()
 
 
-def compare(name: str, loaders: list[str], wanted: argparse.Namespace, corpus: str) -> list[Any]:
-    """Rows of one workload."""
-    runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-    interval_s = 0.0
-    for paced in (False, True):
-        if paced:
-            interval_s = _interval_s(name, runs)
-        for _ in range(wanted.repeats):
-            for loader in loaders:
-                found = run(loader, name, wanted.seconds, interval_s, corpus)
-                runs.setdefault((loader, paced), []).append(found)
-                print(".", end="", file=sys.stderr, flush=True)
-    return [_row(name, loader, runs) for loader in loaders]
+@contextmanager
+def processes(loaders: list[str]) -> Generator[dict[str, Process]]:
+    """One for each."""
+    with tempfile.TemporaryDirectory() as directory:
+        made = {loader: Process(loader, Path(directory)) for loader in loaders}
+        try:
+            yield made
+        finally:
+            for process in made.values():
+                process.end()
 
 
-def _interval_s(name: str, runs: dict[tuple[str, bool], list[dict[str, Any]]]) -> float:
-    """Between two batches: at `PACE` of the bound, or of the best where no bound is known."""
-    if name == "code":
-        rates = [_median(found, "rate") or 0.0 for found in runs.values()]
-        return BATCH / (PACE * max(rates))
-    known = workload(name).costs
-    rate = 20_000.0 if known is None else CORES / float(known.mean())
-    return workload(name).batch / (PACE * rate)
+class Table:
+    """All runs of one workload."""
+
+    def __init__(self, name: str, corpus: str, repeats: int) -> None:
+        self.name, self.corpus, self.repeats = name, corpus, repeats
+        self.runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        kind = name.partition("-")[0]
+        self._fast_s = {"cpu": 9.0, "large": 3.0}.get(kind, 4.0)  # cpu-S ends before
+        self._paced_s = {"cpu": 4.0, "large": 2.0}.get(kind, 3.0)
+
+    def fill(self, loaders: list[str], directory: Path) -> None:
+        """Run these in turn, as fast as they can and paced."""
+        with processes(loaders) as made:
+            for paced in (False, True):
+                interval_s = self._interval_s() if paced else 0.0
+                for repeat in range(self.repeats):
+                    for loader in loaders:
+                        run = directory / f"{self.name}-{loader}-{paced}-{repeat}"
+                        seconds = self._paced_s if paced else self._fast_s
+                        asked = Asked(self.name, self.corpus, str(run), seconds, interval_s)
+                        found = made[loader].run(asked)
+                        self.runs.setdefault((loader, paced), []).append(found)
+                        print(".", end="", file=sys.stderr, flush=True)
+
+    def _interval_s(self) -> float:
+        """Between two batches: at `PACE` of the bound, or of the best where no bound is known."""
+        work = workload(self.name, corpus=self.corpus)
+        if work.costs is not None:
+            return work.batch / (PACE * CORES / float(work.costs.mean()))
+        rates = [median(found, "rate") or 0.0 for found in self.runs.values()]
+        return work.batch / (PACE * max(*rates, 1e-3))
+
+    def row(self, loader: str) -> dict[str, Any]:
+        """Medians."""
+        fast, paced = self.runs[loader, False], self.runs[loader, True]
+        problems = [one["problem"] for one in (*fast, *paced) if "problem" in one]
+        return {
+            "workload": self.name,
+            "loader": loader,
+            "samples_per_s": median(fast, "rate"),
+            "of_bound": median(fast, "of_bound"),
+            "free": median(fast, "free"),
+            "waiting": median(paced, "waiting"),
+            "first_s": median(paced, "first_s"),
+            "worker_mb": median(fast, "worker_mb"),
+            "problem": problems[0] if problems else "",
+        }
 
 
-def _median(found: list[dict[str, Any]], what: str) -> float | None:
+def median(found: list[dict[str, Any]], what: str) -> float | None:
+    """Of those runs that have it."""
     values = [one[what] for one in found if what in one]
     return statistics.median(values) if values else None
 
 
-def _row(name: str, loader: str, runs: Any) -> dict[str, Any]:
-    fast, paced = runs[loader, False], runs[loader, True]
-    problems = [one["problem"] for one in (*fast, *paced) if "problem" in one]
-    return {
-        "workload": name,
-        "loader": loader,
-        "samples_per_s": _median(fast, "rate"),
-        "of_bound": _median(fast, "of_bound"),
-        "free": _median(fast, "free"),
-        "waiting": _median(paced, "waiting"),
-        "first_s": _median(paced, "first_s"),
-        "worker_mb": _median(fast, "worker_mb"),
-        "problem": problems[0] if problems else "",
-    }
+def compare(name: str, loaders: list[str], repeats: int, corpus: str) -> list[dict[str, Any]]:
+    """Rows of one workload."""
+    table = Table(name, corpus, repeats)
+    apart = [loader for loader in loaders if loader in APART]
+    together = [loader for loader in loaders if loader not in APART]
+    with tempfile.TemporaryDirectory() as directory:
+        for group in (together, *([loader] for loader in apart)):
+            if group:
+                table.fill(group, Path(directory))
+    return [table.row(loader) for loader in loaders]
 
 
 def _corpus(directory: Path) -> str:
@@ -233,46 +313,62 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", default=",".join(LOADERS))
     parser.add_argument("--workloads", default=",".join(NAMES))
-    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--one", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--merge", nargs="+", default=[], metavar="FILE", help="only show these")
+    parser.add_argument("--serve", default="", help=argparse.SUPPRESS)
     wanted = parser.parse_args()
-    if wanted.one:
-        _run_one(wanted.one)
+    if wanted.serve:
+        _serve(wanted.serve)
     loaders = [loader for loader in LOADERS if loader in wanted.only.split(",")]
     missing = [name for name in loaders if not importlib.util.find_spec(NEEDS.get(name, "sys"))]
-    for name in missing:
-        print(f"{name}: not installed; pip install -e '.[bench]'", file=sys.stderr)
-    loaders = [name for name in loaders if name not in missing]
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as directory:
-        names = wanted.workloads.split(",")
-        corpus = _corpus(Path(directory)) if "code" in names else ""
-        for name in names:
-            rows += compare(name, loaders, wanted, corpus)
-    print(file=sys.stderr)
+    if wanted.merge:
+        rows = [row for file in wanted.merge for row in json.loads(Path(file).read_text())["rows"]]
+    else:
+        for name in missing:
+            print(f"{name}: not installed; pip install -e '.[bench]'", file=sys.stderr)
+        rows = _measured([name for name in loaders if name not in missing], wanted)
     if wanted.json:
         print(json.dumps({"benchmark": "loading", "missing": missing, "rows": rows}, indent=1))
     else:
         _show(rows)
 
 
+def _measured(loaders: list[str], wanted: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    names = wanted.workloads.split(",")
+    with tempfile.TemporaryDirectory() as directory:
+        corpus = _corpus(Path(directory)) if "code" in names else ""
+        for name in names:
+            rows += compare(name, loaders, wanted.repeats, corpus)
+    print(file=sys.stderr)
+    return rows
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
-    head = ("workload", "loader", "samples/s", "of bound", "free", "waiting", "first", "MB")
-    line = "{:9} {:21} {:>9} {:>9} {:>7} {:>8} {:>7} {:>4}  {}"
-    print(line.format(*head, ""))
+    head = (
+        "workload",
+        "loader",
+        "samples/s",
+        "of bound",
+        "free",
+        "waiting",
+        "first s",
+        "worker MB",
+    )
+    print("| " + " | ".join(head) + " |  |")
+    print("|" + "---|" * (len(head) + 1))
     for row in rows:
-        print(
-            line.format(
-                row["workload"],
-                row["loader"],
-                _cell(row["samples_per_s"], ",.1f"),
-                *(_cell(row[what], ".1%") for what in ("of_bound", "free", "waiting")),
-                _cell(row["first_s"], ".2f"),
-                _cell(row["worker_mb"], ".0f"),
-                row["problem"][-60:].replace("\n", " "),
-            )
+        cells = (
+            row["workload"],
+            row["loader"],
+            _cell(row["samples_per_s"], ",.1f"),
+            *(_cell(row[what], ".1%") for what in ("of_bound", "free", "waiting")),
+            _cell(row["first_s"], ".2f"),
+            _cell(row["worker_mb"], ".0f"),
+            row["problem"][-60:].replace("\n", " "),
         )
+        print("| " + " | ".join(cells) + " |")
 
 
 def _cell(value: float | None, how: str) -> str:

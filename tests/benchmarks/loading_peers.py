@@ -2,21 +2,27 @@
 
 All have two worker processes and the same number of batches made ahead. Where a loader can be told
 that a stage waits (SPDL's concurrency, Grain's reader threads, Ray's fractions of a CPU), it is.
+Each is a generator that ends its processes when it is closed.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from importlib import import_module
 from typing import Any
 
-from tests.benchmarks.loading_work import CORES, Sample, Whole, Workload
+from tests.benchmarks.loading_work import CORES, LARGE_BYTES, Sample, Whole, Workload
 
 AHEAD = 8
 # As many samples as a loader lets wait at a time, where one can say so.
 AT_ONCE = 128
 
-Batches = Iterator[Any]
+Batches = Generator[Any]
 Make = Callable[[Workload], Batches]
+
+
+def _only(samples: list[Any]) -> Any:
+    """A batch of one needs no array around it."""
+    return samples
 
 
 def ours(order: Any) -> Make:
@@ -28,7 +34,7 @@ def ours(order: Any) -> Make:
         stages: list[Any] = list(work.stages)
         if work.waits >= 0:
             stages[work.waits] = waiting(stages[work.waits], parallel=AT_ONCE)
-        loader = Loader(
+        with Loader(
             range(work.samples),
             work.batch,
             stages=stages,
@@ -36,8 +42,10 @@ def ours(order: Any) -> Make:
             prefetch_batches=AHEAD,
             order=order,
             max_bad_share=1.0,
-        )
-        return iter(loader)
+            max_sample_bytes=2 * LARGE_BYTES,
+            collate_fn=_only if work.batch == 1 else None,
+        ) as loader:
+            yield from loader
 
     return make
 
@@ -57,10 +65,17 @@ def torch_loader(*, in_order: bool, stateful: bool = False) -> Make:
             num_workers=CORES,
             prefetch_factor=AHEAD // CORES,
             in_order=in_order,
+            collate_fn=None if work.batch > 1 else _as_tensor,
         )
-        return iter(loader)
+        yield from loader
 
     return make
+
+
+def _as_tensor(samples: list[Any]) -> Any:
+    """A batch of one in memory that torch shares between processes."""
+    torch: Any = import_module("torch")
+    return [(i, torch.from_numpy(array)) for i, array in samples]
 
 
 class _Source:
@@ -93,7 +108,11 @@ def grain(work: Workload) -> Batches:
     reading = pygrain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = dataset.to_iter_dataset(reading).batch(work.batch)
     options = pygrain.MultiprocessingOptions(CORES, per_worker_buffer_size=AHEAD // CORES)
-    return iter(batches.mp_prefetch(options))
+    iterator: Any = iter(batches.mp_prefetch(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
 
 
 _chain: list[Any] = []
@@ -125,7 +144,11 @@ def spdl(work: Workload) -> Batches:
     builder = builder.pipe(_run_chain, concurrency=CORES, executor=processes)
     pipeline = builder.aggregate(work.batch).add_sink(AHEAD).build(num_threads=4)
     pipeline.start()
-    return iter(pipeline.get_iterator())
+    try:
+        yield from pipeline.get_iterator()
+    finally:
+        processes.shutdown(wait=False, cancel_futures=True)
+        pipeline.stop()
 
 
 def ray(work: Workload) -> Batches:
@@ -133,9 +156,10 @@ def ray(work: Workload) -> Batches:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     library: Any = import_module("ray")
     data: Any = import_module("ray.data")
-    library.init(
-        num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
+    if not library.is_initialized():
+        library.init(
+            num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
     data.DataContext.get_current().enable_progress_bars = False
     rows = data.range(work.samples, override_num_blocks=work.samples // work.batch)
     cut = work.waits + 1
@@ -155,7 +179,7 @@ def ray(work: Workload) -> Batches:
     if cut:
         rows = rows.map(first, num_cpus=0.1)
     rows = rows.map(rest, num_cpus=1)
-    return iter(rows.iter_batches(batch_size=work.batch, prefetch_batches=AHEAD))
+    yield from rows.iter_batches(batch_size=work.batch, prefetch_batches=AHEAD)
 
 
 LOADERS: dict[str, Make] = {

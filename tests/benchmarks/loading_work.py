@@ -4,6 +4,7 @@
     wait-S   the same with 100-500 ms of waiting in place of computing
     code     Python's library and Rust files: read, verified (rustc in the sandbox), tokenized
     small    nothing but an index and 16 numbers: what a loader itself costs
+    large    batches of one array of 16 MB, made beforehand: what handing them over costs
 
 Costs are drawn once, by sample, so every loader gets the same work. Computing is counted by the
 thread's own clock: a machine that is shared makes samples late, not larger.
@@ -20,10 +21,12 @@ from typing import Any
 import numpy as np
 
 CORES = 2
-BATCH = 16
+BATCH = 8
+# Computing of a cpu-S epoch, on all cores. It is over when its last sample is: nothing that was
+# begun early or is begun late goes uncounted.
+EPOCH_S = 3.0
+LARGE_BYTES = 16 << 20
 Sample = tuple[int, "np.ndarray[Any, np.dtype[np.float32]]"]
-# Where the first sample that is begun says when; set for a run by its parent.
-BEGAN = "LOADING_BEGAN"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def costs(share: float, samples: int) -> Costs:
     """Drawn once for all."""
     chance = np.random.default_rng(7)
     quick = chance.uniform(0.001, 0.005, samples)
-    is_slow = chance.random(samples) < share
+    is_slow = chance.permutation(samples) < round(share * samples)
     return Costs(quick, np.where(is_slow, chance.uniform(0.1, 0.5, samples), 0.0))
 
 
@@ -62,28 +65,28 @@ def busy(seconds: float) -> None:
         sum(range(300))
 
 
-_began = False
+_begun: set[str] = set()
 
 
-def begin() -> None:
-    """Note when the first sample of this run was begun, in whichever process."""
-    global _began  # noqa: PLW0603 - once per process
-    if not _began:
-        _began = True
-        try:
-            fd = os.open(os.environ[BEGAN], os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        except (OSError, KeyError):
-            return
-        os.write(fd, repr(time.monotonic()).encode())
-        os.close(fd)
+def begin(run: str) -> None:
+    """Note in file `run` when the first sample of a run was begun, in whichever process."""
+    if run in _begun:
+        return
+    _begun.add(run)
+    try:
+        fd = os.open(run, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    except OSError:
+        return
+    os.write(fd, repr(time.monotonic()).encode())
+    os.close(fd)
 
 
-def synthetic(share: float, *, waiting: bool, samples: int) -> Workload:
+def synthetic(share: float, run: str, *, waiting: bool, samples: int) -> Workload:
     """cpu-S or wait-S."""
     known = costs(share, samples)
 
     def read(i: int) -> Sample:
-        begin()
+        begin(run)
         busy(0.2 * known.quick[i])
         return i, np.full(256, i, np.float32)
 
@@ -105,17 +108,28 @@ def synthetic(share: float, *, waiting: bool, samples: int) -> Workload:
     )
 
 
-def small(samples: int = 200_000) -> Workload:
+def small(run: str, samples: int = 400_000) -> Workload:
     """Nothing but the way."""
 
     def read(i: int) -> Sample:
-        begin()
+        begin(run)
         return i, np.full(16, i, np.float32)
 
     return Workload("small", samples, (read,), batch=256)
 
 
-def code(directory: Path) -> Workload:
+def large(run: str, samples: int = 20_000) -> Workload:
+    """Nothing but the way, for what is large."""
+    array = np.ones(LARGE_BYTES // 4, np.float32)
+
+    def read(i: int) -> Sample:
+        begin(run)
+        return i, array
+
+    return Workload("large", samples, (read,), batch=1)
+
+
+def code(directory: Path, run: str) -> Workload:
     """Files of `directory` (.py and .rs), as a run treats them, without a memory of verdicts."""
     from actors.data import stages, tokenizer
     from protocol.messages import SampleRef
@@ -140,7 +154,7 @@ def code(directory: Path) -> Workload:
         return options[0]
 
     def read(i: int) -> tuple[int, bytes]:
-        begin()
+        begin(run)
         return i, stages.read(stages.State(), refs[i], known()).text
 
     def verify(sample: tuple[int, bytes]) -> tuple[int, bytes]:
@@ -163,17 +177,21 @@ def code(directory: Path) -> Workload:
 
 
 NAMES = ("cpu-5", "cpu-20", "cpu-50", "wait-5", "wait-20", "wait-50", "code")
+ENDLESS = 20_000
 
 
-def workload(name: str, corpus: Path | None = None) -> Workload:
-    """By name. `corpus`: files of "code"."""
+def workload(name: str, *, run: str = "", corpus: str = "", paced: bool = False) -> Workload:
+    """By name. `run`: see `begin`. `corpus`: files of "code". `paced`: for a consumer that takes
+    its time, more samples than it will take."""
     kind, _, share = name.partition("-")
     if kind == "code":
-        assert corpus is not None
-        return code(corpus)
-    if kind == "small":
-        return small()
-    return synthetic(int(share) / 100, waiting=kind == "wait", samples=20_000)
+        return code(Path(corpus), run)
+    if kind in ("small", "large"):
+        return {"small": small, "large": large}[kind](run)
+    slow = int(share) / 100
+    mean = 0.003 + slow * 0.3
+    samples = ENDLESS if paced or kind == "wait" else round(CORES * EPOCH_S / mean / BATCH) * BATCH
+    return synthetic(slow, run, waiting=kind == "wait", samples=samples)
 
 
 class Whole:
