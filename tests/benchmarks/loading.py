@@ -229,8 +229,8 @@ class Table:
         self.name, self.corpus, self.repeats = name, corpus, repeats
         self.runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         kind = name.partition("-")[0]
-        self._fast_s = {"cpu": 9.0, "large": 3.0}.get(kind, 4.0)  # cpu-S ends before
-        self._paced_s = {"cpu": 4.0, "large": 2.0}.get(kind, 3.0)
+        self._fast_s = {"cpu": 9.0, "large": 3.0}.get(kind, 3.5)  # cpu-S ends before
+        self._paced_s = {"cpu": 3.5, "large": 2.0}.get(kind, 2.5)
 
     def fill(self, loaders: list[str], directory: Path) -> None:
         """Run these in turn, as fast as they can and paced."""
