@@ -107,6 +107,8 @@ def kind_of(error: OSError) -> str:
             return "vanished"
         case PermissionError():
             return "unreadable"
+        case IsADirectoryError():
+            return "not a file"
         case _ if "symbolic links" in (error.strerror or ""):
             return "link loop"
         case _:

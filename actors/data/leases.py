@@ -274,7 +274,7 @@ class LeaseTable:
             self._reserved = "" if worker.name == self._reserved else self._reserved
             why = f"{worker.name} was not done after {self._lease_s:g} s"
             for lease in late:
-                poisoned += self._free(lease, why, now)
+                poisoned += self._free(lease, why, now, "never returns")
             for lease in rest:
                 self._free(lease, "", now)
         return poisoned
@@ -332,7 +332,9 @@ class LeaseTable:
 
     # --- the books --------------------------------------------------------------------------------
 
-    def _free(self, lease: int, blame: str, now: float) -> list[Poisoned]:
+    def _free(
+        self, lease: int, blame: str, now: float, kind: str = "ends its worker"
+    ) -> list[Poisoned]:
         """`lease` ended without a result (its holder has let go of it already)."""
         key = self._leases.get(lease)
         if key is None:
@@ -352,7 +354,8 @@ class LeaseTable:
         wanted = [key for key in self._works if key[1] == sample]
         for key in wanted:
             self.forget(key, now)
-        return [Poisoned(key, deaths, f"{deaths} workers; the last: {blame}") for key in wanted]
+        reason = f"{deaths} workers; the last: {blame}"
+        return [Poisoned(key, deaths, reason, kind) for key in wanted]
 
     def check(self) -> None:
         """What holds after every event."""

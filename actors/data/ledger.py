@@ -17,6 +17,7 @@ A loader that was declared dead may still run for a moment. Each life writes its
 and every transaction checks that it is still there, so the older one can change nothing.
 """
 
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -105,10 +106,16 @@ class Ledger:
                         "put it back, or start a new run with --run"
                     )
 
-    def store_corpus(self, corpus: Corpus, repeats: Mapping[int, int] | None = None) -> None:
+    def store_corpus(
+        self,
+        corpus: Corpus,
+        repeats: Mapping[int, int] | None = None,
+        left_out: Mapping[str, int] | None = None,
+    ) -> None:
         """Remember every sample. Ids never change afterwards, whatever happens to the files.
 
-        `repeats`: samples to leave out, and which others they nearly repeat.
+        `repeats`: samples to leave out, and which others they nearly repeat. `left_out`: how many
+        files are no samples, by kind.
         """
         with self._base.transaction():
             for table in ("files", "places"):
@@ -131,6 +138,7 @@ class Ledger:
                 "INSERT INTO places VALUES (?, ?, ?, ?, ?, ?)",
                 ((i, *map(int, place)) for i, place in enumerate(zip(*columns, strict=True))),
             )
+            self._base.set_fact("left out", json.dumps(dict(left_out or {})))
             self._db.executemany(
                 "INSERT OR IGNORE INTO refused VALUES (?, 0, 'near-duplicate', ?)",
                 ((i, f"of {corpus.name(other)}") for i, other in (repeats or {}).items()),
@@ -304,10 +312,20 @@ class Ledger:
             query = "SELECT kind, count(*) FROM refused GROUP BY kind ORDER BY kind"
             return dict(self._db.execute(query).fetchall())
 
-    def count_quarantined(self) -> int:
-        """How many samples are quarantined."""
+    def quarantined_by_kind(self) -> dict[str, int]:
+        """How many samples are quarantined, by what their reasons begin with."""
         with self._base.clear_errors():
-            return int(self._base.one("SELECT count(*) FROM quarantined"))
+            query = (
+                "SELECT substr(reason, 1, instr(reason, ':') - 1) AS kind, count(*) "
+                "FROM quarantined GROUP BY kind ORDER BY kind"
+            )
+            return dict(self._db.execute(query).fetchall())
+
+    def left_out(self) -> dict[str, int]:
+        """How many files were found to be no samples when the corpus was listed, by kind."""
+        with self._base.clear_errors():
+            kinds: dict[str, int] = dict(json.loads(self._base.fact("left out") or "{}"))
+            return {str(kind): int(count) for kind, count in kinds.items()}
 
 
 def tokens_of(blob: bytes, shape: Shape) -> Tokens:

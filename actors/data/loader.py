@@ -9,7 +9,6 @@ batches.py carry out. Memory stays bounded by the look-ahead: batches live in th
 
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -23,6 +22,7 @@ from actors.data.feed import Feed, Recorded, Refusal
 from actors.data.learning import Learning
 from actors.data.leases import LeaseTable, Poisoned
 from actors.data.ledger import Ledger
+from actors.data.losses import Losses
 from actors.data.packing import Document
 from actors.data.prepare import Report
 from actors.data.prompts import MAX_FILE_BYTES, Prompts
@@ -41,8 +41,6 @@ from protocol.transport import Received, Sent
 
 # Beyond this many turns the earlier sample goes first, be it slow or not.
 URGENT_TURNS = 32
-# Refusals of each kind that are named in the log; the ledger has them all.
-NAMED = 20
 # A batch that found its trainer's queue full is tried again after this.
 RETRY_S = 0.05
 IDLE_S = 0.25
@@ -63,8 +61,8 @@ class Loader:
             self._topology.remote,
             lambda endpoint, curve: mailbox.bind("remote", endpoint, curve),
         )
-        self._refused: Counter[str] = Counter()
         self._quality = Quality(self._topology.data)
+        self._losses = Losses(self._quality, mailbox.log)
 
     async def run(self) -> str:
         """Serve until told to stop; why the run cannot go on, or "" when it can."""
@@ -166,8 +164,7 @@ class Loader:
         send, log = self._mailbox.send, self._mailbox.log
         self._crew = Crew(table, corpus, terms, send, log, learning)
         self._batches = Batches(ledger, shape, feed)
-        self._quarantined = ledger.count_quarantined()
-        self._refused.update(ledger.refused_by_kind())
+        self._losses.begin(ledger)
         prompts = [int(sample) for sample in held_out if self._suits_prompts(int(sample))]
         # A token is two bytes or more of code, so a prompt of this length leaves room to go on.
         chars = 2 * (wanted.model.seq_len - wanted.rollout.max_new_tokens)
@@ -199,6 +196,7 @@ class Loader:
             self._show()
             timeout_s = RETRY_S if unsent else IDLE_S
         self._crew.dismiss(self._mailbox.stopping)
+        self._mailbox.log.info("data served", **self._quality.figures(), parked=self._crew.parked)
         return ""
 
     def _hear(self, received: Received) -> None:
@@ -230,23 +228,16 @@ class Loader:
                 case Document(key=key):
                     self._quality.good(key[1], self._corpus.language(key[1]))
                     self._batches.finished(outcome)
-                case Refusal(key=key, kind=kind, detail=detail):
+                case Refusal(key=key):
                     # The same sample may be on its way for two epochs at once.
                     if not self._batches.feed.leaves_out(key[1]):
-                        self._count_refusal(key[1], kind, detail)
+                        self._losses.refused(self._corpus.name(key[1]), outcome)
                     self._batches.refused(outcome)
-                case Poisoned(key=key, deaths=deaths, reason=reason):
-                    self._quarantined += 1
-                    name = self._corpus.name(key[1])
-                    self._mailbox.log.error("sample quarantined", sample=name, why=reason)
-                    self._batches.quarantined(key, reason, deaths)
-
-    def _count_refusal(self, sample: int, kind: str, why: str) -> None:
-        self._quality.refused(kind)
-        self._refused[kind] += 1
-        if self._refused[kind] <= NAMED:
-            name = self._corpus.name(sample)
-            self._mailbox.log.warning("sample refused", sample=name, kind=kind, why=why)
+                case Poisoned(key=key):
+                    if not self._batches.feed.leaves_out(key[1]):
+                        self._losses.poisoned(self._corpus.name(key[1]), outcome)
+                    reason = f"{outcome.kind}: {outcome.reason}"
+                    self._batches.quarantined(key, reason, outcome.deaths)
 
     def _lease(self) -> None:
         """Until nobody wants anything: reading for another host may refuse samples, which makes
@@ -326,11 +317,10 @@ class Loader:
         return self._batches.feed.exhausted and self._crew.table.unfinished() == 0
 
     def _why_hopeless(self) -> str:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self._refused.most_common())
         return (
-            f"data.sources: not one sample can be used ({kinds or 'none'}, {self._quarantined} "
-            f"quarantined); the log of {self._seat.name} names them; fix the files, name other "
-            "sources, or set data.verify = false for code that need not compile"
+            f"data.sources: not one sample can be used ({self._losses.words()}); the log of "
+            f"{self._seat.name} names them; fix the files, name other sources, or set "
+            "data.verify = false for code that need not compile"
         )
 
     def _show(self) -> None:
@@ -340,6 +330,7 @@ class Loader:
             "slow": len(table.slow),
             "batches": self._batches.ahead,
             "leased": table.leased,
+            "parked": table.parked,
             "workers": len(table.workers),
             "remote_workers": table.remote_workers,
             "late": table.late,
@@ -347,16 +338,13 @@ class Loader:
             "handed_over": learning.handovers,
             "cutoff_ms": 1000 * min(learning.cutoff.seconds, NEVER_S / 1e6),
             "samples": self._crew.finished,
-            "refused": sum(self._refused.values()),
-            "quarantined": self._quarantined,
             "compile_rate": self._quality.compile_rate,
             "epoch": feed.epoch,
             "buffered_tokens": feed.buffered_tokens,
+            **self._losses.gauges(),
         }
         for name, value in figures.items():
             self._mailbox.gauge(name, float(value))
-        for kind, count in self._refused.items():
-            self._mailbox.gauge(f"refused: {kind}", float(count))
         guests = self._crew.guests.due(self._clock.now())
         if guests is not None:
             self._mailbox.send("control", guests)

@@ -63,7 +63,7 @@ def prepare(run: RunDir, incarnation: int) -> Report:
         if corpus is None:
             corpus, skipped = list_corpus(wanted.data.sources)
             repeats = repetitions(corpus, wanted)
-            ledger.store_corpus(corpus, repeats)
+            ledger.store_corpus(corpus, repeats, skipped.counts)
             if repeats:
                 skipped.counts["near-duplicate"] = len(repeats)
             report = Report(left_out=dict(skipped.counts), examples=skipped.examples)

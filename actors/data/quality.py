@@ -6,6 +6,7 @@ is not what was meant, and a run that goes on for days would say so too late.
 """
 
 from collections import Counter
+from typing import Any
 
 from actors.data.stages import is_verified
 from actors.topology import DataSpec
@@ -40,6 +41,16 @@ class Quality:
     def compile_rate(self) -> float:
         """Of the samples verified; 1 before any was."""
         return self.compiled / self.verified if self.verified else 1.0
+
+    def figures(self) -> dict[str, Any]:
+        """What has been seen, for the log."""
+        return {
+            "samples": self.seen,
+            "bad": dict(self.bad),
+            "verified": self.verified,
+            "compiled": self.compiled,
+            "compile_rate": round(self.compile_rate, 4),
+        }
 
     def problem(self) -> str:
         """Why the run should not go on; "" when it may."""

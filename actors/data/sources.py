@@ -38,6 +38,8 @@ DIGEST_WHOLE_BYTES = 64 * 1024 * 1024
 _DIGEST_EDGE_BYTES = 4096
 
 _CHUNK_BYTES = 1024 * 1024
+# What a file is counted under that is not as its source says.
+_WRONG = {ColumnError: "no such column", PackError: "damaged"}
 
 
 class SourceError(ValueError):
@@ -51,6 +53,7 @@ def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
     seen: set[tuple[int, int]] = set()
     taken: set[str] = set()
     for index, source in enumerate(sources):
+        of_others, wrong = len(entries), ""
         for found in files_of(source, seen, skipped):
             try:
                 kind, path, rows = _rows(source, found.path)
@@ -58,7 +61,9 @@ def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
                 skipped.note(kind_of(error), found.path)
                 continue
             except (ColumnError, PackError) as error:
-                raise SourceError(str(error)) from error
+                skipped.note(_WRONG[type(error)], found.path)
+                wrong = wrong or str(error)
+                continue
             file = SourceFile(
                 name=_unique(found.name, taken),
                 path=path,
@@ -70,6 +75,8 @@ def list_corpus(sources: tuple[Source, ...]) -> tuple[Corpus, Skipped]:
                 weight=source.weight,
             )
             entries.append((file, rows))
+        if wrong and len(entries) == of_others:  # one odd file of many is borne, nothing else is
+            raise SourceError(wrong)
     entries.sort(key=lambda entry: entry[0].name)
     corpus = assemble(entries, corpus_digest([file for file, _ in entries]))
     if not len(corpus):

@@ -27,6 +27,7 @@ class Poisoned:
     key: Key
     deaths: int
     reason: str
+    kind: str = "ends its worker"  # or "never returns"
 
 
 @dataclass(slots=True)

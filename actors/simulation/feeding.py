@@ -221,7 +221,7 @@ class SimLoader(Loader):
         self._crew = Crew(table, corpus, terms, self._mailbox.send, log)
         self._batches = Batches(cast("Any", _Ledger(ledger, self._life)), shape, feed)
         world.disk.ledger_opened(self._batches.feed.next_step - 1)
-        self._quarantined = ledger.count_quarantined()
+        self._losses.begin(ledger)
         self._prompts = cast("Any", _Prompts())
 
     def _send_batch(self, answer: Answer) -> Sent:

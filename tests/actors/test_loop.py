@@ -169,6 +169,18 @@ def test_the_dead_are_not_heard(sockets: Path, supervisor: Node):
             assert [r for r in mailbox.receive(0.01) if r.channel == "batches"] == []
 
 
+def test_a_wait_can_be_ended_from_another_thread(sockets: Path, supervisor: Node):
+    with Mailbox(seat(sockets), supervision=QUICK) as mailbox:
+        threading.Timer(0.05, mailbox.wake).start()
+        began = time.monotonic()
+        while time.monotonic() - began < 5.0 and mailbox.receive(10.0):
+            pass  # what the supervisor says
+        assert time.monotonic() - began < 5.0
+        mailbox.wake()  # counts for the next wait when nobody waits
+        assert mailbox.receive(10.0) == []
+        assert time.monotonic() - began < 8.0
+
+
 def test_messages_keep_their_order_per_destination(sockets: Path, supervisor: Node):
     """One trainer does not read: its messages wait, the other's do not."""
     with (

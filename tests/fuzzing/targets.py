@@ -192,7 +192,7 @@ def _ledgers(directory: Path) -> Target:
                 if batch is not None:
                     tokens_of(batch[0], SHAPE)
             ledger.refused_by_kind()
-            ledger.count_quarantined()
+            ledger.quarantined_by_kind()
             assert recorded.next_step >= 1
 
     watched = ("actors/data/ledger.py", "actors/data/database.py")

@@ -161,6 +161,28 @@ def test_a_finished_sample_comes_back_as_a_document(crew: Crew, wire: Wire):
     assert hear(crew, *ready(lease, np.array([0, 7, 1], np.int32))) == []
 
 
+def test_whoever_parks_a_sample_gets_another_and_its_wait_is_not_its_work(
+    crew: Crew, wire: Wire, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[Timing] = []
+    monkeypatch.setattr(crew.learning, "finished", lambda _key, timing: told.append(timing))  # pyright: ignore[reportUnknownLambdaType]
+    join(crew)
+    crew.lease(0.0)
+    (first,) = wire.leases()
+    parked = m.SampleParked(lease=first.lease, epoch=first.epoch, sample=first.sample)
+    assert hear(crew, parked) == []
+    crew.lease(0.0)
+    assert [lease.sample for lease in wire.leases()] == [0, 1]
+    assert (crew.parked, crew.table.parked) == (1, 1)
+    message, *frames = ready(first, np.array([0, 7, 1], np.int32))
+    done = msgspec.structs.replace(message, stage_s=(0.1, 2.0, 0.1), waited_s=1.9)
+    for _ in range(2):
+        hear(crew, done, *frames)
+    (timing,) = told
+    assert (timing.line_s, timing.total_s) == pytest.approx((0.3, 2.2))
+    assert crew.table.parked == 0
+
+
 @pytest.mark.parametrize(
     ("tokens", "text_bytes"),
     [

@@ -173,6 +173,23 @@ def test_without_a_writable_cache_everything_is_asked(judged: list[bytes], tmp_p
     assert judged == [GOOD, GOOD]
 
 
+def test_a_verdict_from_elsewhere_is_kept_and_not_asked_for_again(
+    judged: list[bytes], tmp_path: Path
+):
+    verifier = Verifier(tmp_path / "rust.sqlite")
+    assert not verifier.knows(GOOD)
+    verifier.tell(GOOD, (("does not compile", "line 1"), True))
+    assert verifier.knows(GOOD)
+    assert verifier.problem(GOOD) == verifier.problem(GOOD) == ("does not compile", "line 1")
+    # One that does not last serves whom it was asked for.
+    verifier.tell(b"overloaded", (("too complex to compile", ""), False))
+    assert verifier.problem(b"overloaded") == ("too complex to compile", "")
+    assert judged == []
+    assert verifier.problem(b"overloaded") is None
+    assert judged == [b"overloaded"]
+    verifier.close()
+
+
 def test_a_verdict_of_an_overloaded_machine_is_not_kept(judged: list[bytes], tmp_path: Path):
     verifier = Verifier(tmp_path / "rust.sqlite")
     assert [verifier.problem(b"overloaded") for _ in range(2)] == [None, None]

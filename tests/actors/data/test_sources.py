@@ -186,6 +186,22 @@ def test_a_missing_or_wrong_column_is_said_with_those_there_are(
     assert words in problem
 
 
+def test_one_odd_file_of_many_is_borne_and_counted(parquet: Path):
+    pq.write_table(pa.table({"text": ["a"]}), parquet.with_name("other.parquet"))
+    (parquet.parent / "torn.parquet").write_bytes(b"PAR1" + b"x" * 100)
+    source = Source(kind="parquet", path=str(parquet.parent / "*.parquet"), field="code")
+    names, skipped, _ = listed(source)
+    assert names == ["x.parquet[0]", "x.parquet[1]", "x.parquet[2]"]
+    assert skipped.counts == {"no such column": 2}
+    assert [Path(name).name for name in skipped.examples["no such column"]] == [
+        "other.parquet", "torn.parquet"
+    ]  # fmt: skip
+    # A source of which nothing is left is not what was meant, whatever others there are.
+    other = Source(kind="parquet", path=str(parquet.with_name("other.parquet")), field="code")
+    with pytest.raises(SourceError, match="no column 'code'; it has text"):
+        listed(other, source)
+
+
 def test_what_is_called_parquet_and_is_not(tmp_path: Path):
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR0" * 100)
