@@ -162,9 +162,10 @@ class StandIn:
 
     def _open_door(self) -> None:
         """Let invited hosts in again."""
-        before = rundir.read_json(self._last)
-        if before is not None:
-            self._mailbox.refuse_older(str(before["name"]), int(before["incarnation"]))
+        before = rundir.read_json(self._last) or {}
+        name, incarnation = before.get("name"), before.get("incarnation")
+        if isinstance(name, str) and isinstance(incarnation, int):
+            self._mailbox.refuse_older(name, incarnation)
         if not self._door.was_opened:
             return
         try:
@@ -230,13 +231,20 @@ class StandIn:
         if said == "no":
             return
         if said == "new":
-            last = json.dumps({"name": name, "incarnation": received.incarnation})
-            rundir.write_atomically(self._last, last, durable=False)
+            self._remember(name, received.incarnation)
             self._mailbox.stand_in(self._visit.host)
             self._mailbox.log.info("attached trainer joined", trainer=name, host=self._visit.host)
         path = self._run.topology
         plan = m.RankPlan(topology=path.read_text(encoding="utf-8"), rank=self._rank)
         self._post.send(self._channel, plan, to=name)
+
+    def _remember(self, name: str, incarnation: int) -> None:
+        """For the stand-ins after us."""
+        last = json.dumps({"name": name, "incarnation": incarnation})
+        try:
+            rundir.write_atomically(self._last, last, durable=False)
+        except OSError as error:
+            self._mailbox.log.warning("an earlier life of the guest may return", why=str(error))
 
     def _beats(self, beat: m.Beat, now: float) -> None:
         self._visit.beats(beat, now)

@@ -6,6 +6,7 @@ whatever a trainer holds can be asked for again. Gradients and updates travel as
 """
 
 import datetime
+import gc
 import itertools
 import os
 import select
@@ -35,6 +36,9 @@ JOIN_S = 0.5
 FORSAKEN_S = 600.0
 # Between two attempts to come back.
 RETRY_S = 1.0
+
+_LOST = "lost touch with the run"
+_NOT_OURS = "lets us in and does not give us the rank: whoever attached later with this key has it"
 
 # How a visit ended: the run is over or we were told to leave; touch was lost; it never began.
 Fate = Literal["over", "lost", "refused"]
@@ -156,6 +160,7 @@ def serve_remote(key: KeyFile, name: str, *, endpoint: str = "", device: str = "
         if forsaken.passed() or (visit == 0 and fate == "refused"):
             raise Refused(why)
         sys.stderr.write(f"{why}; trying again\n")
+        gc.collect()  # a model that is held by its own hooks, maybe on a GPU without room for two
         select.select([], [], [], RETRY_S)
     raise AssertionError("never")
 
@@ -177,10 +182,11 @@ def _visit(
     try:
         with Mailbox(seat, (), remote=remote, supervision=SupervisionSpec()) as mailbox:
             try:
-                return _Visit(key, mailbox, device).live(), "lost touch with the run"
+                fate = _Visit(key, mailbox, device).live()
             except ShardsDisagree as error:
                 mailbox.close(failed=str(error))
                 return "over", str(error)
+            return fate, _LOST if fate == "lost" else f"{remote.endpoint} {_NOT_OURS}"
     except Unauthorised:
         raise
     except Refused as error:

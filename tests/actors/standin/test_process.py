@@ -23,7 +23,6 @@ from protocol.messages import Message
 from protocol.segments import segment_name
 from protocol.tensors import Frames, read, ref_in
 from protocol.transport import Node, Received, new_keypair
-from tests.actors.exchange import tiny
 from tests.harness import wait_until
 
 CLOCK = MonotonicClock()
@@ -32,7 +31,6 @@ SETTINGS = (
     "actors.trainers=2",
     "actors.remote_trainers=1",
     "supervision.heartbeat_s=0.05",
-    "supervision.silence_s=0.6",
     'remote.host="127.0.0.1"',
 )
 START = (
@@ -46,7 +44,6 @@ class Scene:
 
     def __init__(self, path: Path) -> None:
         self.run = rundir.create(path)
-        self.run.topology.write_text(topology.to_toml(tiny(*SETTINGS)))
         self.sockets = tempfile.mkdtemp(prefix="trireme-test-")
         self.heard: dict[str, list[Received]] = {}
         self.nodes = {
@@ -60,9 +57,11 @@ class Scene:
         self.life = 0
         self.who: process.Identity | None = None
 
-    def start(self) -> None:
-        """The next life of the stand-in."""
+    def start(self, silence_s: float = 60.0) -> None:
+        """The next life of the stand-in. Guests here do not beat: they are soon missed or never."""
         self.life += 1
+        self.wanted = topology.load("local", (*SETTINGS, f"supervision.silence_s={silence_s}"))
+        self.run.topology.write_text(topology.to_toml(self.wanted))
         seat = Seat(
             run_dir=str(self.run.path),
             run_id=self.run.run_id,
@@ -173,12 +172,12 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path / "run")
-    made.start()
     yield made
     made.close()
 
 
 def test_messages_pass_both_ways_and_nothing_else_does(scene: Scene):
+    scene.start()
     waits = "a host to attach as trainer/1"
     scene.until(lambda: scene.says().waiting_for == waits, "it to wait")
     assert scene.says().state == "starting"
@@ -187,7 +186,7 @@ def test_messages_pass_both_ways_and_nothing_else_does(scene: Scene):
     plan = scene.last("guest 5", m.RankPlan, 1)
     assert plan is not None
     assert isinstance(plan.message, m.RankPlan)
-    assert topology.decode(plan.message.topology, source="told") == tiny(*SETTINGS)
+    assert topology.decode(plan.message.topology, source="told") == scene.wanted
     scene.until(lambda: scene.says().state == "running", "its beats to say that it works")
     assert scene.says().host == "attic"
 
@@ -244,6 +243,7 @@ def test_messages_pass_both_ways_and_nothing_else_does(scene: Scene):
 
 
 def test_a_guest_that_falls_silent_is_lost_and_its_earlier_life_is_refused(scene: Scene):
+    scene.start(silence_s=0.3)
     scene.invite()
     scene.join(5)
     assert scene.code() == 0
@@ -263,6 +263,7 @@ def test_a_guest_that_falls_silent_is_lost_and_its_earlier_life_is_refused(scene
 
 
 def test_the_run_s_stop_reaches_the_guest_and_its_goodbye_ends_the_stand_in(scene: Scene):
+    scene.start()
     scene.invite()
     guest = scene.join(5)
     scene.nodes["supervisor"].send("control", m.Stop(reason="enough", within_s=30.0), to=NAME)
@@ -273,6 +274,7 @@ def test_the_run_s_stop_reaches_the_guest_and_its_goodbye_ends_the_stand_in(scen
 
 
 def test_keys_of_others_are_refused_named_and_a_revoked_one_is_heard_no_more(scene: Scene):
+    scene.start(silence_s=0.3)
     key = scene.invite()
     public, secret = new_keypair()
     for role in ("data_worker", "nobody"):
