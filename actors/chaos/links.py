@@ -84,8 +84,8 @@ class Cable:
                 back, there = await asyncio.open_connection("127.0.0.1", self._to_port)
                 self._writers |= {writer, there}
                 await asyncio.gather(self._pump(reader, there), self._pump(back, writer))
-        except OSError:
-            pass  # one of the ends is gone; so is the connection
+        except (OSError, asyncio.CancelledError):
+            pass  # one of the ends is gone, or the cable; so is the connection
         finally:
             self._tasks.discard(task)
             for end in (writer, there):
