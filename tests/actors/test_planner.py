@@ -57,6 +57,17 @@ def test_a_name_the_plan_does_not_have_is_a_key_error():
         made("config_b").placement("trainer/7")
 
 
+def test_a_trainer_of_another_host_takes_no_core_and_no_gpu_here():
+    own = made("config_b")
+    plan = made("config_b", "actors.trainers=3", "actors.remote_trainers=1")
+    assert [plan.placement(f"trainer/{i}") for i in range(2)] == [
+        own.placement(f"trainer/{i}") for i in range(2)
+    ]
+    stand_in = plan.placement("trainer/2")
+    assert (stand_in.device, stand_in.floats) == ("cpu", True)
+    assert stand_in.memory == plan.placement("recorder").memory
+
+
 # --- Where shards compute -------------------------------------------------------------------------
 
 
