@@ -45,6 +45,8 @@ from tests.benchmarks.loading_work import CORES, NAMES, Workload, workload  # no
 
 # A consumer that keeps pace leaves loaders this much of the cores.
 PACE = 0.8
+# Whole programs: Rust's tests of what its own compiler makes of them.
+RUST = "src/test/ui"
 RUST_FILES, PYTHON_FILES = 400, 600
 # Loaders that do not suffer others beside them.
 APART = ("ray data",)
@@ -229,8 +231,8 @@ class Table:
         self.name, self.corpus, self.repeats = name, corpus, repeats
         self.runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         kind = name.partition("-")[0]
-        self._fast_s = {"cpu": 9.0, "large": 3.0}.get(kind, 3.5)  # cpu-S ends before
-        self._paced_s = {"cpu": 3.5, "large": 2.0}.get(kind, 2.5)
+        self._fast_s = {"cpu": 9.0, "code": 3.5}.get(kind, 2.5)  # cpu-S ends before
+        self._paced_s = {"cpu": 2.5, "code": 2.5}.get(kind, 2.0)
 
     def fill(self, loaders: list[str], directory: Path) -> None:
         """Run these in turn, as fast as they can and paced."""
@@ -293,13 +295,15 @@ def _corpus(directory: Path) -> str:
     """Python's library and Rust's, some files of each, and a tokenizer for them."""
     from actors.data import tokenizer
     from actors.data.sources import library
+    from tests.rust_sources import NoSources, rust_sources
 
-    rust = next(
-        (p for p in (Path("/usr/src"), Path("/usr/lib/rustlib")) if any(p.rglob("*.rs"))), None
-    )
     found = sorted(Path(library()).glob("*.py"))[:PYTHON_FILES]
-    if rust is not None:
-        found += [p for p in sorted(rust.rglob("*.rs")) if p.stat().st_size < 200_000][:RUST_FILES]
+    try:
+        rust = sorted(rust_sources(directory / "rust", RUST).rglob("*.rs"))
+    except NoSources as why:
+        print(f"code: without Rust: {why}", file=sys.stderr)
+    else:
+        found += [path for path in rust if path.stat().st_size < 200_000][:RUST_FILES]
     for i, path in enumerate(found):
         shutil.copy(path, directory / f"{i:05}_{path.name}")
     texts = (path.read_text(errors="replace") for path in found[::10])

@@ -134,7 +134,7 @@ def code(directory: Path, run: str) -> Workload:
     from actors.data import stages, tokenizer
     from protocol.messages import SampleRef
 
-    paths = sorted(path for path in directory.rglob("*") if path.suffix in (".py", ".rs"))
+    paths = sorted(path for path in directory.iterdir() if path.suffix in (".py", ".rs"))
     order = np.random.default_rng(3).permutation(len(paths))
     refs = [
         SampleRef(
