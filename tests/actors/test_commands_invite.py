@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -87,6 +88,21 @@ def test_an_invitation_is_a_private_key_file_and_only_its_public_half_travels(
     assert f"attach {INVITATION.endpoint} --key attic.key" in result.output
 
 
+def test_a_trainers_key_is_for_the_rank_it_was_given(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "cellar.key"
+    with supervised(run, monkeypatch, msgspec.structs.replace(INVITATION, rank=3)) as clerk:
+        result = ask(run, "--role", "trainer", "--out", str(out), "--label", "cellar")
+    assert result.exit_code == 0, result.output
+    key = KeyFile.read(out)
+    assert (key.role, key.rank, key.channel) == ("trainer", 3, "rank/3")
+    asked = m.InviteRequest(role="trainer", public_key=key.public_key, label="cellar")
+    assert clerk.asked == [asked]
+    assert "one host in as trainer/3, named cellar-0" in result.output
+    assert "--key cellar.key --role trainer" in result.output
+
+
 def test_without_a_label_one_is_made_up(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -119,7 +135,7 @@ def test_wrong_usage_is_told_before_anybody_is_asked(run: RunDir, tmp_path: Path
     (tmp_path / "taken.key").touch()
     for options, complaint in (
         (["--label", "a/b"], "letters, digits"),
-        (["--role", "trainer"], "data_worker"),
+        (["--role", "rollout"], "data_worker"),
         (["--out", str(tmp_path / "taken.key")], "never overwritten"),
         (["--out", str(tmp_path / "absent" / "x.key")], "no directory"),
     ):
