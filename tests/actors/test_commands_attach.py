@@ -279,6 +279,19 @@ def test_unusable_key_files_are_wrong_usage(house: House, tmp_path: Path):
     assert (result.exit_code, "chmod 600" in result.output) == (2, True)
 
 
+def test_a_trainers_key_is_for_one_trainer_on_a_device_there_may_be(house: House, tmp_path: Path):
+    key = KeyFile.read(key_for(house, tmp_path))
+    path = tmp_path / "trainer.key"
+    msgspec.structs.replace(key, role="trainer", rank=1).write(path)
+    for options, complaint in (
+        ([], "is a key for the role trainer"),
+        (["--role", "trainer", "--count", "2"], "lets one trainer in"),
+        (["--role", "trainer", "--device", "tpu"], "cpu, or cuda:0"),
+    ):
+        result = call(house.endpoint, "--key", str(path), *options)
+        assert (result.exit_code, complaint in result.output) == (2, True), result.output
+
+
 def test_one_key_serves_one_attachment(house: House, tmp_path: Path):
     from actors import process
 
