@@ -26,7 +26,7 @@ from tests.actors.optimizer.torn import (
     seen,
 )
 
-KILLS = 300
+KILLS = 120
 
 
 class Died(Exception):
