@@ -138,7 +138,7 @@ class RolloutSpec(Table, frozen=True):
 class SupervisionSpec(Table, frozen=True):
     """Beats, deadlines and rationing of restarts."""
 
-    heartbeat_s: Seconds = 0.25
+    heartbeat_s: Seconds = 0.5
     silence_s: Seconds = 5.0  # without a beat an actor counts as lost
     hang_s: Seconds = 120.0  # working, yet its progress counter stands still
     start_s: Seconds = 60.0  # from fork to the first beat
