@@ -36,7 +36,7 @@ _EXIT_TAKEN = 75
 # How a supervisor ends that has brought the run to its end.
 _ENDS: dict[int, End] = {0: "done", 3: "failed", 130: "stopped"}
 # How often metrics and the supervisor's sign of life are looked at.
-_LOOK_S = 0.1
+_LOOK_S = 0.25
 # What is left of a run after its supervisor has swept gets this long to leave the process table.
 _LEFTOVERS_S = 3.0
 
@@ -105,7 +105,10 @@ class Launcher:
         return self._clean_up(end)
 
     def _wait(self) -> None:
-        for key, _ in self._selector.select(_LOOK_S):
+        within_s = _LOOK_S
+        if self._due is not None:  # somebody is to be started: not as late as the next look
+            within_s = min(_LOOK_S, max(0.0, self._due - self._clock.now()))
+        for key, _ in self._selector.select(within_s):
             if key.fd == self._wake_r:
                 os.read(self._wake_r, 4096)
 
