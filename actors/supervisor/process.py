@@ -49,8 +49,8 @@ from protocol.messages import Beat, Guest, PeerDown, PeerUp
 
 EXIT_CODES = {"done": 0, "failed": 3, "stopped": 130}
 
-# How often deadlines and waits are looked at: as often as the shortest back-off asks for.
-_TICK_S = 0.05
+# How often deadlines are looked at. Ends, messages and waits before a restart come by themselves.
+_TICK_S = 0.1
 # How often the lock file is touched; the launcher waits for silence_s of the topology.
 _PULSE_S = 0.25
 # A forkserver that lives says who its children are at once.
