@@ -3,6 +3,8 @@
 Every seed is one small run with its own size, delays and faults; the same seed is always the same
 run. What must never happen is looked for after every event (see actors/simulation/truth.py). A
 schedule that fails is cut down to the faults it needs, and shown with the command that replays it.
+
+With `--data` it is about figures instead: a loader and as many workers as one likes.
 """
 
 import json
@@ -23,8 +25,24 @@ if TYPE_CHECKING:
 @click.option("--only", default="", metavar="N,N", help="Of its faults, only those numbers.")
 @click.option("--story", is_flag=True, help="Everything that happened; for one schedule.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def simulate(seed: int, schedules: int, only: str, story: bool, as_json: bool) -> None:
+@click.option("--data", is_flag=True, help="How a loader fares with many workers, in figures.")
+@click.option("--topology", default="config_c", show_default=True, help="With --data: of this run.")
+@click.option("--workers", default=0, help="With --data: data workers here; 0: as it says there.")
+@click.option("--remote", default=0, help="With --data: data workers of other hosts.")
+@click.option(
+    "--tokens-per-s", default=0.0, help="With --data: what trainers use up; 0: all there is."
+)
+@click.option("--seconds", default=6.0, show_default=True, help="With --data: to simulate.")
+def simulate(
+    seed: int, schedules: int, only: str, story: bool, as_json: bool, data: bool, **wanted: Any
+) -> None:
     """Run the actors' rules under simulated trouble. Exits with 1 when a rule is broken."""
+    if data:
+        from actors.commands.simulate_data import simulate_data
+        from actors.topology import load
+
+        simulate_data(load(wanted.pop("topology")), **wanted, as_json=as_json)
+        return
     from actors.simulation.schedules import run, shrunk
 
     clock = MonotonicClock()
