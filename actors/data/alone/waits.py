@@ -9,7 +9,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from actors.data.alone.steps import Step
@@ -19,12 +20,43 @@ T = TypeVar("T")
 Over = Callable[[Any, Exception | None], None]
 
 
+class _Threads:
+    """Up to so many threads, begun as they are needed: jobs go in, and that is all.
+
+    `concurrent.futures` would make a future with its locks for each, at ten times the cost; most
+    samples of a step that may wait do not, so what is spent on them is the worker's own time.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most, self._name = most, name
+        self._begun = self._pending = 0
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+
+    def put(self, job: Callable[[], None]) -> None:
+        """Do this, which raises nothing, as soon as a thread is free."""
+        with self._lock:
+            self._pending += 1
+            is_short = self._begun < min(self._pending, self._most)
+            self._begun += is_short
+        if is_short:
+            name = f"{self._name}-{self._begun}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            self._jobs.get()()
+            with self._lock:
+                self._pending -= 1
+
+
 class Waits(Generic[T]):
     """All samples of a worker that wait."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._pools: dict[int, _Threads] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gates: dict[int, asyncio.Semaphore] = {}
         self._over: deque[T] = deque()
@@ -41,19 +73,30 @@ class Waits(Generic[T]):
             future = asyncio.run_coroutine_threadsafe(
                 self._gated(index, step.call(value, **kept)), self._running()
             )
-        else:
-            pool = self._pools.get(index)
-            if pool is None:
-                pool = self._pools[index] = ThreadPoolExecutor(step.parallel, step.name)
-            future = pool.submit(step.call, value, **kept)
-        future.add_done_callback(lambda ended: self._ended(ended, item, over))
+            future.add_done_callback(lambda ended: self._ended(ended, item, over))
+            return
+        pool = self._pools.get(index)
+        if pool is None:
+            pool = self._pools[index] = _Threads(step.parallel, step.name)
+
+        def job() -> None:
+            try:
+                outcome = step.call(value, **kept)
+            except BaseException as error:  # noqa: BLE001 - it is the sample's, whatever it is
+                self._over_with(item, over, None, error)
+            else:
+                self._over_with(item, over, outcome, None)
+
+        pool.put(job)
 
     def _ended(self, future: Future[Any], item: T, over: Over) -> None:
         problem = future.exception()
-        if problem is None:
-            over(future.result(), None)
-        else:
-            over(None, problem if isinstance(problem, Exception) else RuntimeError(repr(problem)))
+        self._over_with(item, over, None if problem else future.result(), problem)
+
+    def _over_with(self, item: T, over: Over, outcome: Any, problem: BaseException | None) -> None:
+        if problem is not None and not isinstance(problem, Exception):
+            problem = RuntimeError(repr(problem))
+        over(outcome, problem)
         self._over.append(item)
         self._waker.ring()
 
