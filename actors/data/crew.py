@@ -41,6 +41,9 @@ Outcome = Document | Refusal | Poisoned
 
 # Heartbeats a worker of another host may miss before its leases are given to others.
 SILENT_BEATS = 20
+# How often anybody late or silent is looked for: that is judged in seconds, and to look at ten
+# thousand workers takes milliseconds.
+WATCH_S = 0.1
 
 
 class Send(Protocol):
@@ -86,6 +89,7 @@ class Crew:
         self._log = log
         self.guests = GuestBook(table)
         self._channel: dict[str, str] = {}
+        self._watch_at = float("-inf")
 
     # --- what workers say -------------------------------------------------------------------------
 
@@ -223,6 +227,9 @@ class Crew:
 
     def watch(self, now: float) -> list[Outcome]:
         """Leases that have expired and workers of other hosts that have fallen silent."""
+        if now < self._watch_at:
+            return []
+        self._watch_at = now + WATCH_S
         outcomes: list[Outcome] = list(self.table.expire(now))
         silence_s = SILENT_BEATS * self._terms.plan.heartbeat_s
         for name in self.table.silent(silence_s, now):
