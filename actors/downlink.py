@@ -26,8 +26,15 @@ CODECS: Mapping[str, Codec] = {
     "int4": Blocks(stochastic=False),
     "two_bit": Grid(levels=4, rotation=256),
     "ternary": Grid(levels=3, rotation=256),
+    "sign": Grid(levels=2, rotation=256),
 }
-_PAYLOADS = {"int8": "int8", "int4": "int4", "two_bit": "two_bit", "ternary": "ternary_rotated"}
+_PAYLOADS = {
+    "int8": "int8",
+    "int4": "int4",
+    "two_bit": "two_bit",
+    "ternary": "ternary_rotated",
+    "sign": "sign_rotated",
+}
 
 
 def encoded(name: str, codec: str, version: int, shown: Array, master: Array) -> list[Array]:

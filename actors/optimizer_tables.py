@@ -15,14 +15,27 @@ Codec = Literal[
     "two_bit",
     "ternary",
     "ternary_rotated",
+    "two_bit_scaled",
+    "ternary_scaled",
     "sign",
+    "sign_rotated",
     "power",
     "power_int8",
     "power_int4",
 ]
 
 DenseCodec = Literal[
-    "dense", "int8", "int4", "int4_feedback", "two_bit", "ternary", "ternary_rotated", "sign"
+    "dense",
+    "int8",
+    "int4",
+    "int4_feedback",
+    "two_bit",
+    "ternary",
+    "ternary_rotated",
+    "two_bit_scaled",
+    "ternary_scaled",
+    "sign",
+    "sign_rotated",
 ]
 
 
@@ -71,7 +84,7 @@ class OptimizerSpec(Table, frozen=True):
     codec_rank: CountOrNone = 0  # power, power_int8, power_int4: columns of both factors
     dense_codec: DenseCodec = "dense"  # of the other group's, norms excepted
     # Of updates of dense parameters on their way down, norms excepted; ternary ones send flips.
-    dense_updates: Literal["dense", "int8", "int4", "two_bit", "ternary"] = "dense"
+    dense_updates: Literal["dense", "int8", "int4", "two_bit", "ternary", "sign"] = "dense"
     fire_at: tuple[Count, ...] = ()  # steps that end with FIRE: matrices become isometries again
     fire_exclude: tuple[str, ...] = ()  # patterns of names that FIRE leaves alone
     threads: Count = 1

@@ -17,7 +17,7 @@ from actors.plan_activations import activation_bytes as activation_bytes
 from actors.plan_activations import logit_bytes as logit_bytes
 from actors.subspace import OVERSAMPLE, basis_tensors, core_shape, rank_of
 from actors.topology import Topology
-from actors.uplink import payload_bytes, payload_of, travelling_shape, update_codec_of
+from actors.uplink import codec_of, payload_bytes, payload_of, travelling_shape, update_codec_of
 
 # Resident memory of an idle process: with zmq, msgspec and numpy; with torch on top.
 LIGHT_PROCESS = 40_000_000
@@ -28,7 +28,7 @@ CUDA_CONTEXT = 600_000_000
 _PROMPT_TOKENS = 512
 
 # Tensors of a gradient's size that a codec makes on its way, at most (measured).
-ENCODING = 8
+ENCODING = 10
 # Optimizers that decode or unfold their state before they use it.
 COMPRESSED = ("muon8bit", "adamw8bit", "foam")
 
@@ -64,11 +64,12 @@ def of_trainer(topology: Topology) -> Memory:
     micro-batch, bases of projections, its gradient slots and what its codecs remember.
     """
     model, train = topology.model, topology.train
+    activations = activation_bytes(model, train.rows_per_trainer, train)
     return Memory(
         weights=sum(_held(p) for p in parameters(model)),
-        gradients=gradient_bytes(topology),
+        gradients=max(gradient_bytes(topology), _last_encoded_bytes(topology) - activations),
         optimizer=_basis_bytes(topology),
-        activations=activation_bytes(model, train.rows_per_trainer, train),
+        activations=activations,
         buffers=gradient_slots.segment_bytes(model, topology.optimizer)
         + codec_memory.segment_bytes(topology)
         + _batch_bytes(topology)
@@ -102,6 +103,16 @@ def gradient_bytes(topology: Topology) -> int:
     if group.projection == "gum" and again:
         waiting = max(waiting, round(group.remainder * sum(matrices)))
     return FP32 * (dense + passing + waiting + (cores if again else 0))
+
+
+def _last_encoded_bytes(topology: Topology) -> int:
+    """What is there while the embedding's gradient is encoded: it is complete when the backward
+    pass is over, and nothing of that is left.
+    """
+    optimizer = topology.optimizer
+    dense = [p for p in parameters(topology.model) if p.group == "dense"]
+    coded = [p.numel for p in dense if codec_of(optimizer, p) != "dense"]
+    return FP32 * (sum(p.numel for p in dense) + ENCODING * max(coded, default=0))
 
 
 def _up_bytes(topology: Topology, parameter: Parameter) -> int:

@@ -125,6 +125,16 @@ def _grid(levels: int, rotation: int) -> Callable[[Shape, int], Specs]:
     return payload
 
 
+def _scaled(levels: int) -> Callable[[Shape, int], Specs]:
+    def payload(shape: Shape, _rank: int) -> Specs:
+        rows, columns = prod(shape[:-1]), shape[-1]
+        codes = TensorSpec("codes", "uint8", (-(-rows * columns // _IN_A_BYTE[levels]),))
+        scales = TensorSpec("rows", "int16", (rows,)), TensorSpec("columns", "int16", (columns,))
+        return codes, *scales
+
+    return payload
+
+
 def _power(kind: str) -> Callable[[Shape, int], Specs]:
     def payload(shape: Shape, rank: int) -> Specs:
         columns = min(rank, *shape)
@@ -153,7 +163,10 @@ _PAYLOADS: dict[str, Callable[[Shape, int], Specs]] = {
     "two_bit": _grid(4, 256),
     "ternary": _grid(3, 1),
     "ternary_rotated": _grid(3, 256),
+    "two_bit_scaled": _scaled(4),
+    "ternary_scaled": _scaled(3),
     "sign": _grid(2, 1),
+    "sign_rotated": _grid(2, 256),
     "power": _power("float32"),
     "power_int8": _power("linear"),
     "power_int4": _power("int4"),
@@ -162,4 +175,13 @@ _PAYLOADS: dict[str, Callable[[Shape, int], Specs]] = {
 CODECS = tuple(_PAYLOADS)
 POWERS = frozenset(name for name in CODECS if name.startswith("power"))
 # Coarse or biased: what was not sent is remembered and added to the next gradient.
-FEEDBACKS = POWERS | {"int4_feedback", "two_bit", "ternary", "ternary_rotated", "sign"}
+FEEDBACKS = POWERS | {
+    "int4_feedback",
+    "two_bit",
+    "ternary",
+    "ternary_rotated",
+    "two_bit_scaled",
+    "ternary_scaled",
+    "sign",
+    "sign_rotated",
+}

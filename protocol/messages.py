@@ -397,7 +397,7 @@ class Update(Message):
 
     version: int
     param: str
-    codec: str  # "flips", "dense", or a step of a dense one: "int8", "int4", "two_bit", "ternary"
+    codec: str  # "flips", "dense", or a step of a dense one: "int8", ..., "sign"
     digest: str  # of the parameter after the update
     tensors: tuple[TensorRef, ...]
     basis: BasisRef | None = None  # when the step found a new one

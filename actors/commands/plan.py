@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from actors import hardware, hwloc, planner, preparing
+from actors import hardware, hwloc, plan_memory, planner, preparing
 from actors.commands import printing
 from actors.hardware import Hardware, HardwareError, format_cpulist
 from actors.planner import Placement, Plan
@@ -77,7 +77,7 @@ def _show(made: Plan, found: Hardware) -> None:
     table = Table(title=f"{made.topology} on {_machine(made, found)}", title_justify="left")
     table.add_column("actor", no_wrap=True)
     table.add_column("cpus", overflow="fold")
-    for column in ("node", "device", "threads", *_MEMORY):
+    for column in ("node", "device", "threads", *_MEMORY, "on GPU"):
         table.add_column(column, justify="right", no_wrap=True)
     for actors in _rows(made.actors):
         table.add_row(*_row(actors))
@@ -125,6 +125,7 @@ def _row(actors: list[Placement]) -> list[str]:
         name += f" (nice {first.nice})"
     cpus = format_cpulist(cpu for actor in actors for cpu in actor.cpus)
     memory = [sum(getattr(actor.memory, part) for actor in actors) for part in _MEMORY]
+    memory.append(sum(_on_gpu(actor) for actor in actors))
     return [
         name,
         f"{cpus} shared" if first.floats else cpus,
@@ -133,6 +134,11 @@ def _row(actors: list[Placement]) -> list[str]:
         str(first.threads),
         *(_size(part) if part else "-" for part in memory),
     ]
+
+
+def _on_gpu(actor: Placement) -> int:
+    """The rest of its memory is the host's."""
+    return 0 if actor.device == "cpu" else plan_memory.on_device(actor.memory, actor.role)
 
 
 def _size(count: int) -> str:

@@ -39,6 +39,13 @@ def test_a_table_for_people_groups_workers_and_explains():
     assert "a bf16 all-reduce would send" in result.stdout
     assert "optimizer shards on the CPU: Newton-Schulz takes 49.7 TFLOP" in result.stdout
     assert max(map(len, result.stdout.splitlines()[2:20])) <= 160
+    table = {cells[1].strip(): cells for cells in map(_cells, result.stdout.splitlines()) if cells}
+    assert table["trainer/0"][-2].strip() == "17.0 GB", "of the 20 it may have"
+    assert table["optimizer_shard/0"][-2].strip() == "-"
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("│") if line.startswith("│") else []
 
 
 def test_emulation_is_said_in_the_first_line():

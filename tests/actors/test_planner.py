@@ -14,6 +14,7 @@ from actors.planner import Plan, document
 from actors.topology import Topology, TopologyError
 
 FILES = Path(__file__).parent.parent / "hardware"
+PLAIN = ("optimizer.codec=dense", "optimizer.dense_codec=dense", "optimizer.dense_updates=dense")
 
 
 def machine(name: str) -> Hardware:
@@ -58,8 +59,8 @@ def test_a_name_the_plan_does_not_have_is_a_key_error():
 
 
 def test_a_trainer_of_another_host_takes_no_core_and_no_gpu_here():
-    own = made("config_b")
-    plan = made("config_b", "actors.trainers=3", "actors.remote_trainers=1")
+    own = made("config_b", *PLAIN)
+    plan = made("config_b", *PLAIN, "actors.trainers=3", "actors.remote_trainers=1")
     assert [plan.placement(f"trainer/{i}") for i in range(2)] == [
         own.placement(f"trainer/{i}") for i in range(2)
     ]
@@ -81,7 +82,7 @@ def test_newton_schulz_costs_twenty_m_squared_n():
 
 def test_a_projected_space_is_orthogonalised_in_a_sixteenth_of_the_time():
     projected = ("optimizer.matrices.projection=galore", "optimizer.matrices.kind=muon8bit")
-    whole, small = (topology.load("config_a", settings) for settings in ((), projected))
+    whole, small = (topology.load("config_a", (*PLAIN, *more)) for more in ((), projected))
     assert newton_schulz_flops(whole, 0) / newton_schulz_flops(small, 0) == pytest.approx(16, 0.01)
 
 
@@ -124,7 +125,7 @@ def test_unknown_gpus_count_as_slow_ones():
 
 
 def test_a_trainer_holds_codes_and_one_gradient():
-    t, trainer = topology.load("config_b"), made("config_b").placement("trainer/0")
+    t, trainer = topology.load("config_b"), made("config_b", *PLAIN).placement("trainer/0")
     params = parameters(t.model)
     ternary = sum(p.numel for p in params if p.kind == "ternary")
     dense = sum(p.numel for p in params if p.kind == "dense")
@@ -146,12 +147,21 @@ def test_shards_hold_the_state_between_them():
 
 
 def test_the_wire_is_counted_over_all_trainers():
-    t, plan = topology.load("config_b"), made("config_b")
+    t, plan = topology.load("config_b"), made("config_b", *PLAIN)
     unique = unique_count(t.model)
     assert plan.wire.up_bytes_per_step == 2 * 4 * unique
     assert plan.wire.bf16_allreduce_bytes_per_step == 2 * (2 * unique * 2 * (2 - 1) / 2)
     assert plan.wire.down_bytes_per_step < plan.wire.up_bytes_per_step / 5
     assert made("config_a").wire.bf16_allreduce_bytes_per_step == 0
+
+
+@pytest.mark.parametrize("name", ["config_a", "config_b", "config_c"])
+def test_codecs_spare_most_of_the_wire(name: str):
+    """Against bf16: eight times less up, thirty times less down."""
+    t, wire = topology.load(name), made(name).wire
+    bf16 = 2 * unique_count(t.model) * t.actors.trainers
+    assert bf16 > 8 * wire.up_bytes_per_step
+    assert bf16 > 30 * wire.down_bytes_per_step
 
 
 def test_what_does_not_fit_is_cut_to_the_same_step():

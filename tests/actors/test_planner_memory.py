@@ -111,6 +111,7 @@ PROJECTED = (
         ("model.loops=1", "train.accumulation=2"),
         ("model.loops=1", "optimizer.codec=ternary"),
         ("model.loops=2", "optimizer.codec=int4"),
+        ("optimizer.dense_codec=ternary_rotated", "model.vocab_size=8000"),
         ("model.loops=1", *PROJECTED),
         ("model.loops=2", "train.accumulation=2", *PROJECTED),
         ("model.loops=2", *PROJECTED, "optimizer.codec=int4"),
@@ -140,7 +141,7 @@ def test_a_trainers_step_takes_no_more_than_is_planned(settings: tuple[str, ...]
 
 def test_projection_spares_a_looped_model_its_set_of_gradients():
     plain, projected = (
-        plan_memory.gradient_bytes(topology.load("config_b", settings))
+        plan_memory.gradient_bytes(topology.load("config_b", ("optimizer.codec=dense", *settings)))
         for settings in ((), ("train.accumulation=1", *PROJECTED, "optimizer.matrices.rank=128"))
     )
     assert projected < plain / 3
@@ -198,6 +199,7 @@ def test_whole_model_optimizer_memory_falls_by_most_of_adamws():
     everything = (
         "optimizer.matrices.kind=muon8bit",
         "optimizer.matrices.projection=galore",
+        "optimizer.codec=int4",
         "optimizer.dense.kind=adamw8bit",
     )
     adamw = ("optimizer.matrices.kind=adamw",)

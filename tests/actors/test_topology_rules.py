@@ -53,7 +53,10 @@ PARTS = ("warmup", "stable", "decay")
             ["optimizer.codec=power"],
             'codec_rank: codec "power" sends two factors of that many columns; accepted: 1 or more',
         ),
-        (["optimizer.codec_rank=8"], 'codec_rank: has no effect on codec "dense"; accepted: codec'),
+        (
+            ["optimizer.codec_rank=8"],
+            'codec_rank: has no effect on codec "ternary_scaled"; accepted: codec',
+        ),
         (["optimizer.matrices.rank=8"], 'rank: has no effect on projection "none"; accepted: proj'),
         (
             ["optimizer.dense.projection=galore"],

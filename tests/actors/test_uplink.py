@@ -49,6 +49,7 @@ def test_norms_stay_dense_and_large_tables_may_be_coarser():
         (("optimizer.codec=int4",), 0.54),
         (("optimizer.codec=two_bit",), 0.26),
         (("optimizer.codec=ternary_rotated",), 0.21),
+        (("optimizer.codec=ternary_scaled",), 0.22),
         (("optimizer.codec=power_int8", "optimizer.codec_rank=32"), 0.27),
     ],
 )

@@ -194,6 +194,7 @@ class PlainLoop:
             "int4": Blocks(stochastic=False),
             "two_bit": Grid(levels=4, rotation=256),
             "ternary": Grid(levels=3, rotation=256),
+            "sign": Grid(levels=2, rotation=256),
         }
         codec, key = (
             kinds[self.topology.optimizer.dense_updates],

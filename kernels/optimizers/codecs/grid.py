@@ -31,7 +31,7 @@ _POSITIVE = {
     16: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326),
 }
 _BITS = {2: 1, 4: 2, 16: 4}
-_IN_A_BYTE = {2: 8, 3: 5, 4: 4, 16: 2}
+IN_A_BYTE = {2: 8, 3: 5, 4: 4, 16: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,41 +60,35 @@ class Grid:
         """Packed codes and a scale per block."""
         count = self._count(shape)
         return (
-            StateTensor("codes", "uint8", (-(-count // _IN_A_BYTE[self.levels]),)),
+            StateTensor("codes", "uint8", (-(-count // IN_A_BYTE[self.levels]),)),
             StateTensor("scale", "int16", (-(-count // self.block),)),
         )
 
     def encode(self, gradient: Tensor, memory: Tensors, key: int) -> tuple[Tensors, Tensors]:
         """Payload; `memory` is handed back. `key` matters for a rotation only."""
-        values = gradient
+        turned = gradient
         if self.rotation:
-            values = rotate(in_blocks(gradient, self.rotation), key)
-        count = values.numel()
-        blocks = in_blocks(values, self.block)
+            turned = rotate(in_blocks(gradient, self.rotation), key)
+        count = turned.numel()
+        blocks = in_blocks(turned, self.block)
         # The padding of the last block must not vote on its scale.
-        present = in_blocks(torch.ones_like(values), self.block)
+        present = in_blocks(torch.ones_like(turned), self.block)
         rms = (blocks.square().sum(dim=1) / present.sum(dim=1)).sqrt()[:, None]
-        grid = _grid(self.levels, blocks.device)
-        edges = (grid[1:] + grid[:-1]) / 2
+        values = grid(self.levels, blocks.device)
+        edges = (values[1:] + values[:-1]) / 2
         relative = blocks / torch.where(rms > 0, rms, 1.0)
         codes = torch.bucketize(relative, edges, right=True, out_int32=True)
-        chosen = grid[codes] * present
+        chosen = values[codes] * present
         length = chosen.square().sum(dim=1)
         scale = (blocks * chosen).sum(dim=1) / torch.where(length > 0, length, 1.0)
-        codes = codes.view(-1)[:count]
-        packed = pack_trits(codes) if self.levels == 3 else pack(codes, _BITS[self.levels])
-        return {"codes": packed, "scale": upper_half(scale)}, memory
+        codes = packed(codes.view(-1)[:count], self.levels)
+        return {"codes": codes, "scale": upper_half(scale)}, memory
 
     def decode(self, payload: Tensors, memory: Tensors, shape: Shape, key: int) -> Tensor:
         """Grid values x scale, rotated back."""
         del memory
-        packed, count = payload["codes"], self._count(shape)
-        if self.levels == 3:
-            codes = unpack_trits(packed, count)
-        else:  # unpack is for signed codes; these are indices
-            codes = unpack(packed, _BITS[self.levels], count) & (self.levels - 1)
-        grid = _grid(self.levels, codes.device)
-        chosen = grid[in_blocks(codes, self.block).to(torch.int32)]
+        codes = unpacked(payload["codes"], self.levels, self._count(shape))
+        chosen = grid(self.levels, codes.device)[in_blocks(codes, self.block).to(torch.int32)]
         values = (chosen * from_upper_half(payload["scale"])[:, None]).view(-1)
         if self.rotation:
             values = unrotate(values.view(-1, self.rotation), key).view(-1)
@@ -106,8 +100,21 @@ class Grid:
         return count + (-count % self.rotation if self.rotation else 0)
 
 
-def _grid(levels: int, device: torch.device) -> Tensor:
+def grid(levels: int, device: torch.device) -> Tensor:
+    """The values, ascending, for a standard deviation of 1."""
     half = _POSITIVE[levels]
     middle = (0.0,) if levels % 2 else ()
     values = (*(-value for value in reversed(half)), *middle, *half)
     return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def packed(codes: Tensor, levels: int) -> Tensor:
+    """Indices of a grid (n,), `IN_A_BYTE` in a byte."""
+    return pack_trits(codes) if levels == 3 else pack(codes, _BITS[levels])
+
+
+def unpacked(codes: Tensor, levels: int, count: int) -> Tensor:
+    """The first `count` indices: (count,) int8."""
+    if levels == 3:
+        return unpack_trits(codes, count)
+    return unpack(codes, _BITS[levels], count) & (levels - 1)  # unpack is for signed codes

@@ -11,7 +11,10 @@ int4_feedback   0.53              1.016             follows the sum
 two_bit         0.258             1.016             follows the sum; rotated, 4 levels
 ternary         0.208             1.016             follows the sum
 ternary_rotated 0.208             1.016             follows the sum
+two_bit_scaled  0.25 + 4 / d      1.016             follows the sum
+ternary_scaled  0.2 + 4 / d       1.016             follows the sum
 sign            0.133             1.016             follows the sum
+sign_rotated    0.133             1.016             follows the sum
 power           8 R/d             1.016 + 4 R/d     follows the sum
 power_int8      2.03 R/d          1.016 + 4 R/d     follows the sum
 power_int4      1.03 R/d          1.016 + 4 R/d     follows the sum
@@ -30,6 +33,7 @@ from kernels.optimizers.codecs.blocks import Blocks
 from kernels.optimizers.codecs.feedback import Feedback
 from kernels.optimizers.codecs.grid import Grid
 from kernels.optimizers.codecs.power import Power
+from kernels.optimizers.codecs.scaled import Scaled
 from kernels.optimizers.state import StateTensor
 
 
@@ -71,7 +75,10 @@ _NAMED: dict[str, Callable[[int], Codec]] = {
     "two_bit": lambda rank: _fed_back(Grid(levels=4, rotation=256)),
     "ternary": lambda rank: _fed_back(Grid(levels=3)),
     "ternary_rotated": lambda rank: _fed_back(Grid(levels=3, rotation=256)),
+    "two_bit_scaled": lambda rank: _fed_back(Scaled(levels=4)),
+    "ternary_scaled": lambda rank: _fed_back(Scaled(levels=3)),
     "sign": lambda rank: _fed_back(Grid(levels=2)),
+    "sign_rotated": lambda rank: _fed_back(Grid(levels=2, rotation=256)),
     "power": lambda rank: _fed_back(Power(rank=rank)),
     "power_int8": lambda rank: _fed_back(Power(rank=rank, factors="linear")),
     "power_int4": lambda rank: _fed_back(Power(rank=rank, factors="int4")),

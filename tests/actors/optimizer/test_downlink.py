@@ -77,7 +77,9 @@ def test_a_damaged_step_is_answered_with_the_whole():
     assert exchange.trainers[0].malformed == len(damaged) == 2
 
 
-@pytest.mark.parametrize(("name", "most"), [("int8", 0.01), ("int4", 0.15), ("ternary", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("int8", 0.01), ("int4", 0.15), ("ternary", 0.7), ("sign", 1.8)]
+)
 def test_the_copy_follows_however_coarse_the_steps(name: str, most: float):
     """A master that wanders for thirty steps and then rests: what was left out comes later."""
     rng = np.random.default_rng(3)

@@ -10,6 +10,7 @@ from kernels.optimizers.codecs.gum import Gum
 from kernels.optimizers.codecs.hadamard import hadamard, rotate, unrotate
 from kernels.optimizers.codecs.named import NAMES, named
 from kernels.optimizers.codecs.power import Power
+from kernels.optimizers.codecs.scaled import Scaled
 from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.state import nbytes
 
@@ -18,6 +19,7 @@ EVERY = [
     *(named(name, rank=4) for name in NAMES),
     Blocks(bits=2, block=32, rotation=128),
     Grid(levels=16, block=64),
+    Scaled(levels=2),
     Feedback(codec=Power(rank=3, factors="float16")),
     Gum(rank=4, probability=0.2, remainder=True),
     Gum(rank=4, probability=0.2, remainder=False),
@@ -90,7 +92,10 @@ def test_nothing_sent_is_nothing_received(codec):
         ("two_bit", 0.258),
         ("ternary", 0.208),
         ("ternary_rotated", 0.208),
+        ("two_bit_scaled", 0.254),
+        ("ternary_scaled", 0.204),
         ("sign", 0.133),
+        ("sign_rotated", 0.133),
         ("power", 1.0),
         ("power_int8", 0.254),
         ("power_int4", 0.129),
@@ -209,9 +214,35 @@ def test_a_grid_always_sends_a_part_of_the_gradient(levels, shape):
         assert float(error.norm()) < 0.99 * float(gradient.norm())
 
 
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_scales_of_rows_and_columns_give_the_noise_the_gradients_own_profile(levels):
+    rows, columns = randn(96, 1, seed=3).exp(), randn(1, 128, seed=4).exp()
+    gradient = randn(96, 128) * rows * columns
+    noise = {
+        codec: float(((once(codec, gradient) - gradient) / rows / columns).square().mean())
+        for codec in (Scaled(levels=levels), Grid(levels=levels), Grid(levels=levels, rotation=256))
+    }
+    scaled, flat, rotated = noise.values()
+    assert scaled < 0.6
+    assert flat > 1.5 * scaled
+    assert rotated > 8 * scaled
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (7, 37), (3, 5, 16), (40,)])
+def test_what_scales_leave_out_is_orthogonal_to_what_is_sent_row_by_row(shape):
+    for gradient in (spiky(*shape), randn(*shape) ** 3, torch.ones(shape)):
+        sent = once(Scaled(levels=3), gradient).view(-1, shape[-1])
+        error = gradient.view(-1, shape[-1]) - sent
+        products = (error * sent).sum(dim=1).abs()
+        assert bool((products <= 0.01 * sent.square().sum(dim=1)).all())  # 16 bits of scale
+        assert float(error.norm()) < 0.99 * float(gradient.norm())
+
+
 @pytest.mark.parametrize("kind", ["float32", "dynamic"])
 @pytest.mark.parametrize(
-    "codec", [Grid(levels=2), Grid(levels=3), Blocks(stochastic=False), Power(rank=2)], ids=str
+    "codec",
+    [Grid(levels=2), Grid(levels=3), Scaled(levels=3), Blocks(stochastic=False), Power(rank=2)],
+    ids=str,
 )
 def test_feedback_makes_what_was_sent_follow_what_was_meant(codec, kind):
     fed, shape = Feedback(codec=codec, kind=kind, block=64), (64, 80)
