@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.ablation import measures
-from actors.ablation.rows import Row
+from actors.ablation.rows import ROWS, Row
 from actors.ablation.trials import Plan, Trial
 
 if TYPE_CHECKING:
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Entry = dict[str, Any]
 
 RESULTS = "ablation.json"
+# Two ablations with the same of these are one.
+_SAME = ("topology", "settings", "steps", "seeds")
+
+
+class OtherAblation(ValueError):
+    """Results that those of this plan cannot stand beside: says why."""
 
 
 def entry(row: Row, trials: Sequence[Trial], measured: Sequence["Measured"]) -> Entry:
@@ -71,10 +77,36 @@ def compare(entries: Sequence[Entry]) -> None:
     """Add to each row when its held-out loss came down to what the first row's was in the end."""
     if "failed" in entries[0]:
         return
-    wanted = entries[0]["loss"]["mean"]
+    wanted: float = entries[0]["loss"]["mean"]
     for found in entries:
         if "failed" not in found:
             found["steps_to_baseline"] = measures.steps_to(found["held_out_curve"], wanted)
+
+
+def earlier(path: Path, plan: Plan, seeds: int) -> list[Entry]:
+    """The rows of an `ablation.json` made the same way as `plan` makes them.
+
+    Raises `OtherAblation`.
+    """
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        theirs, rows = [found[key] for key in _SAME], list(found["rows"])
+    except OSError as error:
+        raise OtherAblation(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise OtherAblation(f"{path}: not an {RESULTS}") from None
+    ours = [plan.topology, list(plan.settings), plan.steps, seeds]
+    for key, this, that in zip(_SAME, ours, theirs, strict=True):
+        if this != that:
+            raise OtherAblation(f"{path}: its {key} is {that!r}, not {this!r}")
+    return rows
+
+
+def joined(before: Sequence[Entry], after: Sequence[Entry]) -> list[Entry]:
+    """`before` with what has been trained again in place of the same rows, in the usual order."""
+    rows = {row["name"]: row for row in (*before, *after)}
+    known = [row.name for row in ROWS if row.name in rows]
+    return [rows[name] for name in (*known, *(rows.keys() - set(known)))]
 
 
 def document(plan: Plan, seeds: int, entries: Sequence[Entry], took_s: float) -> dict[str, Any]:
@@ -118,6 +150,7 @@ def table(found: Mapping[str, Any]) -> "Table":
         "optimizer B/param\nmatrices  all",
         "peak MB\ntrainer  shard",
         "KB per step\nup  down",
+        "less than bf16\nup  down",
     ):
         out.add_column(name, justify="right")
     out.add_column("its own")
@@ -142,6 +175,7 @@ def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{held['matrices']:.2f}  {held['all']:.2f}",
         f"{peak['trainer'] / 1e6:.0f}  {peak['optimizer_shard'] / 1e6:.0f}",
         f"{row['up_bytes_per_step'] / 1e3:,.0f}  {row['down_bytes_per_step'] / 1e3:,.0f}",
+        f"{row['up_times_fewer_than_bf16']:.1f}x  {row['down_times_fewer_than_bf16']:.1f}x",
         ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in own.items()),
     )
 

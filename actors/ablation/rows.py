@@ -39,6 +39,9 @@ BASELINE = (
     "optimizer.dense.lr=0.002",
     "optimizer.dense.min_lr=0.0002",
     "optimizer.dense.clip=5.0",
+    "optimizer.codec=dense",
+    "optimizer.dense_codec=dense",
+    "optimizer.dense_updates=dense",
 )
 
 MUON = (
@@ -57,6 +60,12 @@ FILTER = ("train.filter=loss",)
 FP4 = ("train.precision=nvfp4",)
 INT4 = ("optimizer.codec=int4", "optimizer.dense_codec=int4")
 DOWN = ("optimizer.dense_updates=int4",)
+# What topologies for large machines come with.
+CODED = (
+    "optimizer.codec=ternary_scaled",
+    "optimizer.dense_codec=ternary_scaled",
+    "optimizer.dense_updates=sign",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,7 @@ ROWS = (
     ),
     Row("muon", "Muon for matrices", MUON, tuned=True),
     Row("muon8bit", "Muon with 8-bit momentum", MUON_8BIT, ("state",)),
+    Row("muon_coded", "Muon, three values up, two down", (*MUON, *CODED)),
     Row("normuon", "Muon, rows normalised", (*MUON, "optimizer.matrices.neuron_beta2=0.95")),
     Row("galore", "AdamW in a quarter of the directions", GALORE),
     Row("galore_muon8bit", "8-bit Muon in a quarter", (*MUON_8BIT, *GALORE), ("state",)),

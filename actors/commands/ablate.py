@@ -43,6 +43,12 @@ Say = Callable[[str], None]
     metavar="DIR",
     help="Where results and runs go [runs/ablate-DATE].",
 )
+@click.option(
+    "--merge",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows that are not trained now come from this ablation.json, made in the same way.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def ablate(
     topology: str,
@@ -52,17 +58,15 @@ def ablate(
     tune: bool,
     settings: tuple[str, ...],
     out: Path | None,
+    merge: Path | None,
     as_json: bool,
 ) -> None:
     """Train with each technique alone and with all together, and compare."""
-    from actors.ablation import report, rows
+    from actors.ablation import report
     from actors.commands.printing import console
 
-    try:
-        chosen = rows.chosen(only)
-    except rows.UnknownRow as error:
-        raise Refused(str(error)) from error
     plan = _plan(topology, steps, settings, out)
+    before, chosen = _chosen(plan, seeds, only, merge)
     clock = MonotonicClock()
     began = clock.now()
 
@@ -80,6 +84,7 @@ def ablate(
         entries.append(_row(plan, row, seeds, tune=tune, say=say))
         took = clock.now() - began
         say(f"  {took / 60:.1f} min, about {took / done * (len(chosen) - done) / 60:.1f} to go")
+    entries = report.joined(before, entries)
     report.compare(entries)
     found = report.document(plan, seeds, entries, clock.now() - began)
     written = report.write(plan.directory, found)
@@ -105,6 +110,24 @@ def _plan(topology: str, steps: int, settings: tuple[str, ...], out: Path | None
     except hardware.HardwareError as error:
         raise Failed(str(error)) from error
     return Plan(topology, steps, settings, directory, found)
+
+
+def _chosen(
+    plan: "Plan", seeds: int, only: str, merge: Path | None
+) -> "tuple[list[Entry], list[Row]]":
+    """Rows that are known already, and those to train."""
+    from actors.ablation import report, rows
+
+    try:
+        before = report.earlier(merge, plan, seeds) if merge else []
+        chosen = rows.chosen(only)
+    except (rows.UnknownRow, report.OtherAblation) as error:
+        raise Refused(str(error)) from error
+    known = {row["name"] for row in before if "failed" not in row}
+    asked = {name.strip() for name in only.split(",")}
+    if only:  # the baseline comes along, but not twice
+        chosen = [row for row in chosen if row.name in asked or row.name not in known]
+    return before, chosen
 
 
 def _check(plan: "Plan", chosen: "Sequence[Row]") -> None:

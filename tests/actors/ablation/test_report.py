@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,37 @@ def test_document_table_and_file_hold_every_row(tmp_path: Path, capsys: Any):
     assert "kept share 0.6" in said
     assert "1.5000 ± 0.7071" in said
     assert "the trainer died" in said
+
+
+def test_rows_trained_again_take_the_place_of_earlier_ones(tmp_path: Path):
+    plan = Plan("local", 3, (), tmp_path, hardware.probe(gpus=()))
+    path = report.write(tmp_path, report.document(plan, 2, entries(tmp_path), 61.0))
+    before = report.earlier(path, plan, 2)
+    again = {**before[1], "loss": measures.spread([1.0])}
+    names = [row.name for row in ROWS[:3]]
+    joined = report.joined(before, [again])
+    assert [row["name"] for row in joined] == names
+    assert [row["name"] for row in report.joined(joined[1:], joined[:1])] == names
+    assert (joined[0], joined[1]["loss"]["mean"], joined[2]) == (before[0], 1.0, before[2])
+
+
+def test_other_ablations_are_not_joined(tmp_path: Path):
+    plan = Plan("local", 3, (), tmp_path, hardware.probe(gpus=()))
+    path = report.write(tmp_path, report.document(plan, 2, entries(tmp_path), 61.0))
+    for other, words in (
+        (replace(plan, steps=4), "its steps is 3, not 4"),
+        (replace(plan, settings=("seed=1",)), "its settings is"),
+    ):
+        with pytest.raises(report.OtherAblation, match=words):
+            report.earlier(path, other, 2)
+    with pytest.raises(report.OtherAblation, match="its seeds is 2, not 1"):
+        report.earlier(path, plan, 1)
+    for text in ("[", "[]", '{"steps": 3}'):
+        path.write_text(text)
+        with pytest.raises(report.OtherAblation, match="not an ablation"):
+            report.earlier(path, plan, 2)
+    with pytest.raises(report.OtherAblation, match="cannot be read: No such file"):
+        report.earlier(tmp_path / "none.json", plan, 2)
 
 
 def test_without_matplotlib_it_is_said_how_to_get_it(

@@ -43,6 +43,7 @@ def test_every_row_is_a_topology_that_can_be():
         ("muon", {"optimizer"}),
         ("foam", {"optimizer"}),
         ("int4", {"optimizer"}),
+        ("muon_coded", {"optimizer"}),
         ("nvfp4", {"train"}),
         ("galore", {"optimizer"}),
         ("fire", {"optimizer"}),
