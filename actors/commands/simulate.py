@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.option("--data", is_flag=True, help="How a loader fares with many workers, in figures.")
 @click.option("--topology", default="config_c", show_default=True, help="With --data: of this run.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="With --data: another value."
+)
 @click.option("--workers", default=0, help="With --data: data workers here; 0: as it says there.")
 @click.option("--remote", default=0, help="With --data: data workers of other hosts.")
 @click.option(
@@ -39,9 +42,13 @@ def simulate(
     """Run the actors' rules under simulated trouble. Exits with 1 when a rule is broken."""
     if data:
         from actors.commands.simulate_data import simulate_data
-        from actors.topology import load
+        from actors.topology import TopologyError, load
 
-        simulate_data(load(wanted.pop("topology")), **wanted, as_json=as_json)
+        try:
+            made = load(wanted.pop("topology"), tuple(wanted.pop("overrides")))
+        except TopologyError as error:
+            raise click.BadParameter(str(error), param_hint="--topology, --set") from error
+        simulate_data(made, **wanted, as_json=as_json)
         return
     from actors.simulation.schedules import run, shrunk
 
