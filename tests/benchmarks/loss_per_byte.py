@@ -34,7 +34,7 @@ _GUM = "optimizer.matrices.projection=gum", "optimizer.matrices.refresh_every=20
 
 
 class Way(NamedTuple):
-    """One row: settings, where DIM stands for the width's share given."""
+    """One row."""
 
     name: str
     settings: tuple[str, ...]
@@ -52,14 +52,15 @@ WAYS = (
     Way("int4_rotated", _both("int4_rotated", "int4")),
     Way("int4_feedback", _both("int4_feedback")),
     Way("two_bit", _both("two_bit")),
-    Way("two_bit, ternary_rotated", _both("two_bit", "ternary_rotated")),
+    Way("two_bit_scaled, ternary_scaled", _both("two_bit_scaled", "ternary_scaled")),
     Way("ternary", _both("ternary")),
     Way("ternary_rotated", _both("ternary_rotated")),
+    Way("ternary_scaled", _both("ternary_scaled")),
     Way("sign", _both("sign")),
     Way("sign_rotated", _both("sign_rotated")),
-    Way("power_int4, ternary_rotated", _both("power_int4", "ternary_rotated"), 4),
-    Way("galore, ternary_rotated", (*_both("dense", "ternary_rotated"), *_GALORE)),
-    Way("gum, ternary_rotated", (*_both("dense", "ternary_rotated"), *_GUM)),
+    Way("power_int4, ternary_scaled", _both("power_int4", "ternary_scaled"), 4),
+    Way("galore, ternary_scaled", (*_both("dense", "ternary_scaled"), *_GALORE)),
+    Way("gum, ternary_scaled", (*_both("dense", "ternary_scaled"), *_GUM)),
 )
 
 
@@ -138,10 +139,10 @@ def width(dim: int, steps: int, rates: Sequence[float], names: Sequence[str]) ->
 def show(found: dict[str, Any]) -> None:
     """A table of one width."""
     print(f"dim {found['dim']}, {found['steps']} steps")
-    print(f"{'gradients as':28} {'KB':>7} {'of bf16':>8} {'loss':>7} {'':>7}  rate")
+    print(f"{'gradients as':31} {'KB':>7} {'of bf16':>8} {'loss':>7} {'':>7}  rate")
     for row in found["rows"]:
         print(
-            f"{row['way']:28} {row['bytes'] / 1e3:7.0f} {row['times_fewer_than_bf16']:7.1f}x "
+            f"{row['way']:31} {row['bytes'] / 1e3:7.0f} {row['times_fewer_than_bf16']:7.1f}x "
             f"{row['loss']:7.4f} {row['loss_over_dense']:+7.2%}  x{row['rate']:g}",
             flush=True,
         )
