@@ -20,6 +20,8 @@ _ENDS = frozenset(
 )
 _NAMES = {"ledger": ("ledger",), "disk": ("space", "disk", "written")}
 _SHOWN = 3
+# Whoever dies in the last moments of a run need not have come back.
+_LAST_S = 1.0
 
 Event = Mapping[str, Any]
 Span = tuple[int, ...]
@@ -219,7 +221,7 @@ def _missed(fault: Event, events: Sequence[Event]) -> Iterator[str]:
         restarted = any(e["event"] == "began" and e["t"] >= fault["t"] for e in events)
         if not seen and not restarted:
             yield f"nobody noticed that {name} was struck ({fault['kind']}, {fault['t']:.1f} s)"
-        elif not again and not restarted and seen[0]["t"] < over:
+        elif not again and not restarted and seen[0]["t"] < over - _LAST_S:
             yield f"{name} was not replaced after {fault['t']:.1f} s"
 
 
