@@ -6,7 +6,7 @@
 Two questions for each workload (loading_work.py) and each loader (loading_peers.py). How many
 samples a second, when the consumer takes batches as they come. And what share of its time does a
 consumer wait that takes a batch every so often, at 80 % of the bound's pace, from its first batch
-on. All of it takes 25 minutes; workloads may be run one by one, as JSON, and shown by `--merge`.
+on. All of it takes 25 minutes; workloads may be run one by one, as JSON, and shown together by `--merge`.
 
 "of bound" is what the delivered samples had to compute, as a share of all cores' time. Of cpu-S
 that is for a whole epoch, from the first sample that any worker begins to the last batch's
@@ -50,6 +50,7 @@ RUST = "src/test/ui"
 RUST_FILES, PYTHON_FILES = 400, 600
 # Loaders that do not suffer others beside them.
 APART = ("ray data",)
+_WORDS = ("workload", "loader", "problem")
 # How long a run may take at most: what is asked for, and time to begin and to end.
 _PATIENCE_S = 60.0
 
@@ -291,6 +292,25 @@ def compare(name: str, loaders: list[str], repeats: int, corpus: str) -> list[di
     return [table.row(loader) for loader in loaders]
 
 
+def merged(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of several tables; medians where one stands in more than one of them."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in (row for document in documents for row in document["rows"]):
+        found.setdefault((row["workload"], row["loader"]), []).append(row)
+    figures = [what for row in next(iter(found.values())) for what in row if what not in _WORDS]
+    known = [
+        [{k: v for k, v in row.items() if v is not None} for row in rows] for rows in found.values()
+    ]
+    return [
+        {
+            **rows[0],
+            **{what: median(rows, what) for what in figures},
+            "problem": max(row["problem"] for row in rows),
+        }
+        for rows in known
+    ]
+
+
 def _corpus(directory: Path) -> str:
     """Python's library and Rust's, some files of each, and a tokenizer for them."""
     from actors.data import tokenizer
@@ -327,7 +347,7 @@ def main() -> None:
     missing = [name for name in loaders if not importlib.util.find_spec(NEEDS.get(name, "sys"))]
     rows: list[dict[str, Any]] = []
     if wanted.merge:
-        rows = [row for file in wanted.merge for row in json.loads(Path(file).read_text())["rows"]]
+        rows = merged([json.loads(Path(file).read_text()) for file in wanted.merge])
     else:
         for name in missing:
             print(f"{name}: not installed; pip install -e '.[bench]'", file=sys.stderr)
