@@ -6,7 +6,7 @@
 Two questions for each workload (loading_work.py) and each loader (loading_peers.py). How many
 samples a second, when the consumer takes batches as they come. And what share of its time does a
 consumer wait that takes a batch every so often, at 80 % of the bound's pace, from its first batch
-on. All of it takes 25 minutes; workloads may be run one by one, as JSON, and shown together by `--merge`.
+on. All of it takes 25 minutes; pieces of it, as JSON, are shown together by `--merge`.
 
 "of bound" is what the delivered samples had to compute, as a share of all cores' time. Of cpu-S
 that is for a whole epoch, from the first sample that any worker begins to the last batch's
@@ -264,12 +264,8 @@ class Table:
         return {
             "workload": self.name,
             "loader": loader,
-            "samples_per_s": median(fast, "rate"),
-            "of_bound": median(fast, "of_bound"),
-            "free": median(fast, "free"),
-            "waiting": median(paced, "waiting"),
-            "first_s": median(paced, "first_s"),
-            "worker_mb": median(fast, "worker_mb"),
+            **{what: median(fast, what) for what in ("rate", "of_bound", "free", "worker_mb")},
+            **{what: median(paced, what) for what in ("waiting", "first_s")},
             "problem": problems[0] if problems else "",
         }
 
@@ -386,7 +382,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         cells = (
             row["workload"],
             row["loader"],
-            _cell(row["samples_per_s"], ",.1f"),
+            _cell(row["rate"], ",.1f"),
             *(_cell(row[what], ".1%") for what in ("of_bound", "free", "waiting")),
             _cell(row["first_s"], ".2f"),
             _cell(row["worker_mb"], ".0f"),
