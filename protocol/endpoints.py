@@ -62,9 +62,9 @@ def socket_options(channel: Channel, *, router: bool, tcp: bool) -> dict[str, in
         "LINGER": round(channel.linger_s * 1000),
         "MAXMSGSIZE": channel.max_part_bytes,
         "HANDSHAKE_IVL": HANDSHAKE_MS,
-        # A replaced local peer is back in tens of milliseconds.
+        # A replaced local peer is back in tens of milliseconds, and trying costs microseconds.
         "RECONNECT_IVL": 100 if tcp else 20,
-        "RECONNECT_IVL_MAX": 2000 if tcp else 500,
+        "RECONNECT_IVL_MAX": 2000 if tcp else 40,
     }
     if router:
         # A new connection takes over the address of a dead one that nobody has noticed yet. Not
