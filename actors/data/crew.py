@@ -4,7 +4,7 @@ Carries out what the lease table decides. Workers here read files themselves; fo
 hosts the first stage is done here and the text travels with the lease.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -79,13 +79,15 @@ class Crew:
         send: Send,
         log: Log,
         learning: Learning | None = None,
+        noted: Callable[[str, int], int | None] = lambda _name, _life: None,
     ) -> None:
+        """`noted`: the lease that a life of a worker was at, see noting.py."""
         self.table = table
         self.learning = learning or Learning(0, cutoff_s=terms.plan.cutoff_s)
         self.finished = self.parked = 0  # samples, so far
         self._corpus = corpus
         self._terms = terms
-        self._send = send
+        self._send, self._noted = send, noted
         self._log = log
         self.guests = GuestBook(table)
         self._channel: dict[str, str] = {}
@@ -218,7 +220,16 @@ class Crew:
                 self._log.warning("remote worker lost", **facts, why=blame)
             else:
                 self._log.info("remote worker left", **facts, why=why)
-        return list(self.table.leave(name, blame=blame, now=now))
+        return list(self.table.leave(name, blame=self._told(name, blame, now), now=now))
+
+    def _told(self, name: str, blame: str, now: float) -> str:
+        """`blame`, for the sample it was at; "" when it was at none that is still open."""
+        worker = self.table.workers.get(name)
+        at = self._noted(name, worker.incarnation) if worker is not None and blame else None
+        if at is None or worker is None:
+            return blame
+        self.table.at_work(name, at, now)
+        return blame if at in worker.held or worker.parked else ""
 
     def _incarnation(self, name: str) -> int:
         """Which life of `name` holds leases; -1: none."""

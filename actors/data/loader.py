@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from actors import process
+from actors.data import noting
 from actors.data.batches import Answer, Batches
 from actors.data.crew import Crew, Outcome
 from actors.data.cutoffs import NEVER_S
@@ -162,7 +163,12 @@ class Loader:
         terms = terms_of(wanted, self._tokenizer)
         learning = Learning(len(corpus), features=corpus.features, cutoff_s=terms.plan.cutoff_s)
         send, log = self._mailbox.send, self._mailbox.log
-        self._crew = Crew(table, corpus, terms, send, log, learning)
+        sockets = self._seat.socket_dir
+
+        def noted(name: str, life: int) -> int | None:
+            return noting.read(noting.path_of(sockets, name), life)
+
+        self._crew = Crew(table, corpus, terms, send, log, learning, noted)
         self._batches = Batches(ledger, shape, feed)
         self._losses.begin(ledger)
         prompts = [int(sample) for sample in held_out if self._suits_prompts(int(sample))]

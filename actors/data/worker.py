@@ -17,6 +17,7 @@ import numpy as np
 
 from actors.data import memory
 from actors.data.cutoffs import NEVER_S
+from actors.data.noting import IDLE, Note, path_of
 from actors.data.questions import Questions
 from actors.data.rustc import CannotVerify
 from actors.data.stages import (
@@ -100,8 +101,9 @@ class Worker:
         stages: Mapping[str, Stage] = STAGES,
         asking: Asking = question,
         load_encoder: Callable[[bytes], Encoder] = load,
+        note: Note | None = None,
     ) -> None:
-        self._mailbox = mailbox
+        self._mailbox, self._note = mailbox, note or Note(None, 0)
         self._stages, self._asking, self._load_encoder = stages, asking, load_encoder
         self._pool: Pool = pool
         self._host = host
@@ -140,6 +142,7 @@ class Worker:
         self._speak()
         begun = self._next()
         if begun is None:
+            self._note.write(IDLE)
             self._mailbox.progress(self._wanting())
             self._hear(self._plan.heartbeat_s if self._plan else JOIN_S)
             return
@@ -260,6 +263,7 @@ class Worker:
         """Go on with a sample until it is done, parked, or has taken too long."""
         assert self._plan is not None
         lease, stages = begun.lease, self._chain
+        self._note.write(lease.lease)
         options = replace(self._options, epoch=lease.epoch, sample=lease.sample)
         cutoff_s = lease.cutoff_s or (self._plan.cutoff_s if self._pool == "fast" else NEVER_S)
         while begun.stage < len(stages):
@@ -352,10 +356,9 @@ def main(seat: Seat) -> int:
         memory.bound(int(allowed_mb * 1e6))
     pool: Pool = "slow" if seat.pool == "slow" else "fast"
     with Mailbox(seat, connect=("control", "telemetry", "samples")) as mailbox:
-        worker = Worker(
-            mailbox, pool, os.uname().nodename, channel="samples", clock=MonotonicClock()
-        )
-        return worker.run()
+        note = Note(path_of(seat.socket_dir, seat.name), seat.incarnation)
+        host, clock = os.uname().nodename, MonotonicClock()
+        return Worker(mailbox, pool, host, channel="samples", clock=clock, note=note).run()
 
 
 def serve_remote(

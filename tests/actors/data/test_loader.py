@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.data import noting
 from actors.topology import DataSpec, Source
 from tests.actors.data.small_graph import exactly_once, graph, small
 
@@ -43,6 +44,7 @@ def test_batches_arrive_and_the_ledger_knows_them(tmp_path: Path, code: Path):
         batches = made.batches(range(1, 9))
         again = made.batch(8, 1)
         assert batches[-1] == again
+        assert noting.read(noting.path_of(made.sockets, "data_worker/0"), 1) is not None
         tokens, documents, text_bytes = batches[0]
         assert [len(row) for row in tokens] == [33, 33]
         assert documents[0][0] == 0
