@@ -16,7 +16,8 @@ from protocol import segments
 
 # What was killed leaves the process table within this.
 _TRIES, _TRY_S = 500, 0.01
-_EXIT_FAILED = 1
+# How `run.py` ends when it cannot go on, or not even begin: it has said why.
+_SAID_WHY = (1, 2)
 _CALL = "import sys; from actors.commands import call; sys.exit(call())"
 
 
@@ -64,9 +65,9 @@ class Driven:
 
     def outcome(self) -> Outcome | None:
         """How it ended; None while it has not, and after a crash. What could not be recorded, the
-        disk being full, its launcher has said."""
+        disk being full, its launcher has said, and so it has what kept it from resuming."""
         found = outcome.read(self.run)
-        if found is None and self.code == _EXIT_FAILED:
+        if found is None and self.code in _SAID_WHY:
             return Outcome(end="failed", reason=self.last_words())
         return found
 

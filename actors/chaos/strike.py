@@ -114,6 +114,8 @@ class Striker:
         match fault.kind:
             case "link" | "mute" | "guests":
                 return self.guests.here
+            case "disk":
+                return not self.full
             case "checkpoint":
                 return len(damage.newest_checkpoints(self.driven.run)) > 1
             case "machine":
