@@ -77,7 +77,8 @@ class Loader:
         """Nothing starts before the first batch is asked for.
 
         dataset           `dataset[i]` is the first stage, and runs in the workers
-        stages            functions of one value, after it; see `steps.py` for what they may be
+        stages            functions of one value, after it; see `steps.py` for what they may be;
+                          a sample that one returns None for is left out, and counted
         order             "strict": batch k is a function of (seed, epoch, k); "ready": what is
                           finished first comes first, as recorded
         num_workers       processes that compute; None: one for each processor we may use

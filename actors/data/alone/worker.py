@@ -77,6 +77,10 @@ class TooLarge(ValueError):
     """A sample beyond `max_sample_bytes`."""
 
 
+class Nothing(ValueError):
+    """A step made nothing of a sample."""
+
+
 class Worker:
     """One life."""
 
@@ -175,6 +179,7 @@ class Worker:
             return
         try:
             while sample.step < len(steps):
+                self._check(sample)
                 step = steps[sample.step]
                 if step.parallel:
                     sample.line_s = line_s + self._clock() - began
@@ -191,9 +196,15 @@ class Worker:
                         return
                     cpu = self._computing()
             sample.cpu_s += self._computing() - cpu
+            self._check(sample)
             self._deliver(sample)
         except Exception as error:  # noqa: BLE001 - whatever users' functions raise is counted
             self._refuse(task.lease, error)
+
+    def _check(self, sample: _Sample) -> None:
+        """Has anything come of the steps so far?"""
+        if sample.value is None:
+            raise Nothing(f"{self._job.steps[sample.step - 1].name} returned nothing")
 
     def _computing(self) -> float:
         """Seconds that the line has computed, or stood ready to while others had its core."""

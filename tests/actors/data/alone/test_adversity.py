@@ -113,7 +113,7 @@ def test_a_single_bad_sample_in_a_small_data_set_is_borne_and_nothing_but_bad_on
 
 def test_samples_beyond_the_limit_and_of_types_that_cannot_travel_are_left_out():
     def odd(i: int) -> Any:
-        return {0: np.zeros(1 << 20), 1: object(), 2: None}.get(i, i)
+        return {0: np.zeros(1 << 20), 1: object()}.get(i, i)
 
     with Loader(range(3, 20), 5, stages=[odd], num_workers=2, max_sample_bytes=1 << 16) as made:
         assert delivered(made) == list(range(3, 20))
@@ -123,6 +123,33 @@ def test_samples_beyond_the_limit_and_of_types_that_cannot_travel_are_left_out()
     ) as made:  # fmt: skip
         assert delivered(made) == list(range(3, 40))
         assert made.status()["refused"] == {"TooLarge": 1, "Untransferable": 1}
+
+
+def test_samples_of_which_nothing_is_made_are_left_out_by_name(caplog: pytest.LogCaptureFixture):
+    def picky(i: int) -> int | None:
+        return None if i in (3, 5) else i
+
+    def onward(i: int) -> int:
+        return i + 0
+
+    for stages in ([picky], [picky, onward]):
+        with loader(stages=stages, max_bad_share=0.5) as made:
+            assert sorted(delivered(made)) == [i for i in EVERYTHING if i not in (3, 5)]
+            assert made.status()["refused"] == {"Nothing": 2}
+    assert "sample 3 is left out: Nothing: picky returned nothing" in caplog.text
+
+
+def test_samples_of_a_gigabyte_are_left_out_and_their_worker_lives():
+    def huge(i: int) -> Any:
+        return np.zeros(1 << 30, np.uint8) if i == 3 else i  # pages nobody has touched
+
+    with loader(stages=[huge], max_sample_bytes=1 << 20, max_bad_share=0.5) as made:
+        assert sorted(delivered(made)) == [i for i in EVERYTHING if i != 3]
+        assert made.status()["refused"] == {"TooLarge": 1}
+    with loader(stages=[huge], worker_memory_bytes=1 << 29, max_bad_share=0.5) as made:
+        assert sorted(delivered(made)) == [i for i in EVERYTHING if i != 3]
+        assert made.status()["refused"] == {"does not fit in memory": 1}
+        assert made.status()["replaced"] == 0
 
 
 def test_with_waiting_samples_about_the_one_that_kills_is_found():
