@@ -126,6 +126,8 @@ class Trial:
             peace.close()
             trouble.close()
             report = self._report(twin, RunDir(ours), faults, (peace, trouble), gave)
+            for run in (twin, RunDir(ours)):  # of a run that did not come to its end
+                Driven(run, Path()).forget_memory()
             if ours.exists():
                 shutil.copytree(ours, self._directory / "run")
             if on_disk:
