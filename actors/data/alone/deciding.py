@@ -132,9 +132,17 @@ class Deciding(Generic[V]):
         If workers were idle before that, for want of turns, we had not looked ahead far enough.
         """
         self._pace.consumed(now)
-        if waited and self._held_back:
-            self._held_back = False
-            self._farther = min(self._farther + self._least, self._rules.most_ahead)
+        if waited:
+            self.looks_farther()
+
+    def looks_farther(self) -> bool:
+        """The consumer waits: if workers are idle for want of turns, some more may come. False
+        when that is not so, or all the memory there is would be used."""
+        if not self._held_back or self._farther >= self._rules.most_ahead:
+            return False
+        self._held_back = False
+        self._farther = min(self._farther + self._least, self._rules.most_ahead)
+        return True
 
     def ahead(self) -> int:
         """How many turns may have come beyond those consumed.
@@ -196,7 +204,7 @@ class Deciding(Generic[V]):
             return False
         if batching.drawn == len(batching.share.samples):
             return False
-        return any(worker.is_idle for worker in self.table.workers.values())
+        return any(not worker.held for worker in self.table.workers.values())
 
     # --- workers ----------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class Ready:
     serial: int = 0  # of the epoch that is wanted: what is made for another is dropped
     problem: Exception | None = None
     waited: bool = False  # the consumer found nothing since the last look
+    wanting: bool = False  # the consumer waits now
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,10 @@ class Engine:
     def consumed(self, *, waited: bool) -> None:
         """A batch was taken; `waited`: not at once."""
         self._tell(lambda now: self._deciding.consumed(now, waited=waited))
+
+    def wanted(self) -> None:
+        """The consumer begins to wait: workers that are idle may have more to do."""
+        self._waker.ring()
 
     def close(self) -> None:
         """End the thread and all processes."""
@@ -308,7 +313,10 @@ class Engine:
 
     def _lease(self, now: float) -> None:
         by_seat: dict[str, list[talk.Task]] = {}
-        for lease in self._deciding.grants(now):
+        leases = self._deciding.grants(now)
+        while self._ready.wanting and self._deciding.looks_farther():
+            leases += self._deciding.grants(now)
+        for lease in leases:
             by_seat.setdefault(lease.worker, []).append(_task(lease))
         for seat in self._seats.seats:
             tasks = by_seat.get(seat.name)

@@ -70,9 +70,14 @@ class Running:
                 if ready.problem is not None:
                     raise ready.problem
                 if ready.over:
+                    ready.wanting = False
                     return None
-                ready.waited = waited = True
+                ready.waited = True
+                if not waited:
+                    ready.wanting = waited = True
+                    self._engine.wanted()
                 ready.changed.wait(_PATIENCE_S)
+            ready.wanting = False
             batch = ready.batches.popleft()
         self._engine.consumed(waited=waited)
         return batch

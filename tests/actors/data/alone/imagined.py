@@ -95,7 +95,10 @@ class World:
         deciding = self.deciding
         while (composed := deciding.compose()) is not None:
             self.ready.append(composed.samples)
-        for lease in deciding.grants(self.now):
+        leases = deciding.grants(self.now)
+        while self.is_wanting and not self.ready and deciding.looks_farther():
+            leases += deciding.grants(self.now)
+        for lease in leases:
             self.at(self.now + ANSWER_S, self._receive, self.workers[lease.worker], lease)
         deciding.table.check() if next(self._order) % 997 == 0 else None
         self.most_out = max(self.most_out, deciding.table.unfinished())

@@ -93,3 +93,11 @@ def test_a_hundred_workers_are_kept_busy():
     for order in ("strict", "ready"):
         world = World(mixture(0.05), workers=112, order=order, ahead=16, batch=64).run(3)
         assert world.used > 0.85
+
+
+def test_whoever_waits_while_lines_are_empty_has_more_begun_at_once():
+    work = mixture(0.2, waiting=True)
+    assert World(work, batch=8).run(2.5).used > 0.95
+    paced = World(work, batch=8, interval_s=8 / (0.8 * bound(work))).run(2.5)
+    assert paced.waiting(0) < 0.05
+    assert paced.most_out < 500
