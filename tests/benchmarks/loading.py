@@ -23,7 +23,7 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
+import select
 import statistics
 import subprocess
 import sys
@@ -41,18 +41,16 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402 - after the path
 
 from tests.benchmarks.loading_peers import LOADERS, NEEDS  # noqa: E402
-from tests.benchmarks.loading_work import CORES, NAMES, Workload, workload  # noqa: E402
+from tests.benchmarks.loading_work import CORES, NAMES, Workload, gather, workload  # noqa: E402
 
 # A consumer that keeps pace leaves loaders this much of the cores.
 PACE = 0.8
-# Whole programs: Rust's tests of what its own compiler makes of them.
-RUST = "src/test/ui"
-RUST_FILES, PYTHON_FILES = 400, 600
 # Loaders that do not suffer others beside them.
 APART = ("ray data",)
+_LOOK_S = 0.5
 _WORDS = ("workload", "loader", "problem")
 # How long a run may take at most: what is asked for, and time to begin and to end.
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ def measure(loader: str, asked: Asked) -> dict[str, Any]:
         taken: list[tuple[float, Any]] = [(time.monotonic(), _ids(first))]
         del first
         began = float(Path(asked.run).read_text())
-        others, waited_s, ended, memory_mb = _others_cpu_s(), 0.0, False, 0.0
+        others = [(taken[0][0], _others_cpu_s())]
+        waited_s, ended, memory_mb = 0.0, False, 0.0
         due = taken[0][0] + asked.interval_s
         until = (taken[0][0] if paced else began) + asked.seconds
         while time.monotonic() < until:
@@ -91,17 +90,24 @@ def measure(loader: str, asked: Asked) -> dict[str, Any]:
                 break
             taken.append((time.monotonic(), _ids(batch)))
             waited_s += taken[-1][0] - asked_at
+            if taken[-1][0] > others[-1][0] + _LOOK_S:  # not at the end: who has gone is not ours
+                others.append((taken[-1][0], _others_cpu_s()))
             due = taken[-1][0] + asked.interval_s
             del batch
         spent_s = max(taken[-1][0] - taken[0][0], 1e-9)
-        others_s = _others_cpu_s() - others
     return {
         **_speed(taken, began, work, whole=ended),
         "first_s": taken[0][0] - began,
         "waiting": waited_s / spent_s,
-        "free": 1 - others_s / (CORES * spent_s),
+        "free": _free(others),
         "worker_mb": memory_mb,
     }
+
+
+def _free(others: list[tuple[float, float]]) -> float | None:
+    """What they left of the cores. `others`: when, and what they had computed by then."""
+    (began, before), (ended, after) = others[0], others[-1]
+    return 1 - (after - before) / (CORES * (ended - began)) if ended > began else None
 
 
 def _memory_mb(taken: int) -> float:
@@ -184,7 +190,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                bufsize=0,  # or `select` would not see what has been read ahead
             )
 
     def run(self, asked: Asked) -> dict[str, Any]:
@@ -192,12 +198,11 @@ class Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(OSError):
-            self._process.stdin.write(json.dumps(asdict(asked)) + "\n")
-            self._process.stdin.flush()
+            self._process.stdin.write(json.dumps(asdict(asked)).encode() + b"\n")
         until = time.monotonic() + 10 * asked.seconds + _PATIENCE_S
-        while time.monotonic() < until:
+        while select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
             line = self._process.stdout.readline()
-            if line.startswith("#"):
+            if line.startswith(b"#"):
                 return json.loads(line[1:])
             if not line:
                 return {"problem": self._errors.read_text().strip()[-300:] or "it has ended"}
@@ -207,10 +212,10 @@ class Process:
         """Its own processes end with it."""
         below = psutil.Process(self._process.pid).children(recursive=True)
         self._process.kill()
-        self._process.communicate()
         for child in below:
             with suppress(psutil.Error):
                 child.kill()
+        self._process.communicate()
 
 
 @contextmanager
@@ -272,7 +277,7 @@ class Table:
 
 def median(found: list[dict[str, Any]], what: str) -> float | None:
     """Of those runs that have it."""
-    values = [one[what] for one in found if what in one]
+    values = [one[what] for one in found if one.get(what) is not None]
     return statistics.median(values) if values else None
 
 
@@ -293,38 +298,15 @@ def merged(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in (row for document in documents for row in document["rows"]):
         found.setdefault((row["workload"], row["loader"]), []).append(row)
-    figures = [what for row in next(iter(found.values())) for what in row if what not in _WORDS]
-    known = [
-        [{k: v for k, v in row.items() if v is not None} for row in rows] for rows in found.values()
-    ]
+    figures = [what for what in documents[0]["rows"][0] if what not in _WORDS]
     return [
         {
             **rows[0],
             **{what: median(rows, what) for what in figures},
             "problem": max(row["problem"] for row in rows),
         }
-        for rows in known
+        for rows in found.values()
     ]
-
-
-def _corpus(directory: Path) -> str:
-    """Python's library and Rust's, some files of each, and a tokenizer for them."""
-    from actors.data import tokenizer
-    from actors.data.sources import library
-    from tests.rust_sources import NoSources, rust_sources
-
-    found = sorted(Path(library()).glob("*.py"))[:PYTHON_FILES]
-    try:
-        rust = sorted(rust_sources(directory / "rust", RUST).rglob("*.rs"))
-    except NoSources as why:
-        print(f"code: without Rust: {why}", file=sys.stderr)
-    else:
-        found += [path for path in rust if path.stat().st_size < 200_000][:RUST_FILES]
-    for i, path in enumerate(found):
-        shutil.copy(path, directory / f"{i:05}_{path.name}")
-    texts = (path.read_text(errors="replace") for path in found[::10])
-    (directory / "tokenizer.json").write_bytes(tokenizer.train(texts, 2000))
-    return str(directory)
 
 
 def main() -> None:
@@ -358,7 +340,7 @@ def _measured(loaders: list[str], wanted: argparse.Namespace) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     names = wanted.workloads.split(",")
     with tempfile.TemporaryDirectory() as directory:
-        corpus = _corpus(Path(directory)) if "code" in names else ""
+        corpus = gather(Path(directory)) if "code" in names else ""
         for name in names:
             rows += compare(name, loaders, wanted.repeats, corpus)
     print(file=sys.stderr)

@@ -162,23 +162,15 @@ def ray(work: Workload) -> Batches:
         )
     data.DataContext.get_current().enable_progress_bars = False
     rows = data.range(work.samples, override_num_blocks=work.samples // work.batch)
-    cut = work.waits + 1
 
-    def first(row: dict[str, Any]) -> dict[str, Any]:
+    def whole(row: dict[str, Any]) -> dict[str, Any]:
         value: Any = int(row["id"])
-        for stage in work.stages[:cut]:
+        for stage in work.stages:
             value = stage(value)
         return {"id": value[0], "x": value[1]}
 
-    def rest(row: dict[str, Any]) -> dict[str, Any]:
-        value: Any = (int(row["id"]), row["x"]) if cut else int(row["id"])
-        for stage in work.stages[cut:]:
-            value = stage(value)
-        return {"id": value[0], "x": value[1]}
-
-    if cut:
-        rows = rows.map(first, num_cpus=0.1)
-    rows = rows.map(rest, num_cpus=1)
+    # In two operators, of which the first asks for less than a processor, it stands still here.
+    rows = rows.map(whole, num_cpus=1 if work.waits < 0 else 0.25)
     yield from rows.iter_batches(batch_size=work.batch, prefetch_batches=AHEAD)
 
 

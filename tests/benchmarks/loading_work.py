@@ -11,6 +11,8 @@ thread's own clock: a machine that is shared makes samples late, not larger.
 """
 
 import os
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,6 +180,9 @@ def code(directory: Path, run: str) -> Workload:
 
 NAMES = ("cpu-5", "cpu-20", "cpu-50", "wait-5", "wait-20", "wait-50", "code")
 ENDLESS = 20_000
+# Whole programs: Rust's tests of what its own compiler makes of them.
+RUST = "src/test/ui"
+RUST_FILES, PYTHON_FILES = 400, 600
 
 
 def workload(name: str, *, run: str = "", corpus: str = "", paced: bool = False) -> Workload:
@@ -192,6 +197,26 @@ def workload(name: str, *, run: str = "", corpus: str = "", paced: bool = False)
     mean = 0.003 + slow * 0.3
     samples = ENDLESS if paced or kind == "wait" else round(CORES * EPOCH_S / mean / BATCH) * BATCH
     return synthetic(slow, run, waiting=kind == "wait", samples=samples)
+
+
+def gather(directory: Path) -> str:
+    """The corpus of "code": Python's library and Rust's tests, and a tokenizer for them."""
+    from actors.data import tokenizer
+    from actors.data.sources import library
+    from tests.rust_sources import NoSources, rust_sources
+
+    found = sorted(Path(library()).glob("*.py"))[:PYTHON_FILES]
+    try:
+        rust = sorted(rust_sources(directory / "rust", RUST).rglob("*.rs"))
+    except NoSources as why:
+        print(f"code: without Rust: {why}", file=sys.stderr)
+    else:
+        found += [path for path in rust if path.stat().st_size < 200_000][:RUST_FILES]
+    for i, path in enumerate(found):
+        shutil.copy(path, directory / f"{i:05}_{path.name}")
+    texts = (path.read_text(errors="replace") for path in found[::10])
+    (directory / "tokenizer.json").write_bytes(tokenizer.train(texts, 2000))
+    return str(directory)
 
 
 class Whole:
