@@ -64,7 +64,7 @@ DOWN = ("optimizer.dense_updates=int4",)
 CODED = (
     "optimizer.codec=ternary_scaled",
     "optimizer.dense_codec=ternary_scaled",
-    "optimizer.dense_updates=sign",
+    "optimizer.dense_updates=two_bit",
 )
 
 
@@ -110,7 +110,7 @@ ROWS = (
     ),
     Row("muon", "Muon for matrices", MUON, tuned=True),
     Row("muon8bit", "Muon with 8-bit momentum", MUON_8BIT, ("state",)),
-    Row("muon_coded", "Muon, three values up, two down", (*MUON, *CODED)),
+    Row("muon_coded", "Muon, three values up, four down", (*MUON, *CODED)),
     Row("normuon", "Muon, rows normalised", (*MUON, "optimizer.matrices.neuron_beta2=0.95")),
     Row("galore", "AdamW in a quarter of the directions", GALORE),
     Row("galore_muon8bit", "8-bit Muon in a quarter", (*MUON_8BIT, *GALORE), ("state",)),
