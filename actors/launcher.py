@@ -118,7 +118,7 @@ class Launcher:
             process.python(*self._command, str(self._run.path)),
             output=self._run.stderr_of("supervisor"),
             env=process.environment(self._run.run_id),
-            held=(signal.SIGTERM,),
+            held=(signal.SIGTERM, process.NOT_TO_WAIT),
         )
         self._attend(who)
 
@@ -239,7 +239,8 @@ class Launcher:
             return
         self._passed_on += 1
         if self._passed_on <= 2:
-            process.send_signal(self._who, signal.SIGTERM)
+            number = signal.SIGTERM if self._passed_on == 1 else process.NOT_TO_WAIT
+            process.send_signal(self._who, number)
         else:
             leftovers.end_all(self._run)
         words = ("stopping; once more not to wait", "not waiting any more", "killing what is left")

@@ -30,9 +30,13 @@ from actors.ourselves import try_lock as try_lock
 # forked child shows its parent's.
 RUN_MARK = "TRIREME_RUN"
 
+# A launcher that was told twice to stop says so to its supervisor; SIGTERM comes to both of them
+# when a scheduler tells all processes of a job.
+NOT_TO_WAIT = signal.SIGUSR1
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _DEFAULT_SIGNALS = [
-    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "PIPE", "CHLD", "USR2")
+    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "PIPE", "CHLD", "USR1", "USR2")
 ]
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 

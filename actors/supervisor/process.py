@@ -85,7 +85,7 @@ class Supervisor:
         self.finish: Finish | None = None
         self.completed: tuple[int, str] | None = None  # last step, its weights_digest
         self.ready = False  # `supervision` exists
-        self._signals = 0  # SIGTERMs so far
+        self._told_to_stop = self._told_not_to_wait = False
         self._segments: dict[str, int] = {}  # names and bytes, once it has taken over
         self._ticked_at = 0.0
         self._pulse_at = 0.0
@@ -124,9 +124,11 @@ class Supervisor:
         """Signals in hand, where the plan has us."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_crash)
-        loop.add_signal_handler(signal.SIGTERM, self._signalled)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(process.NOT_TO_WAIT, self._stop_at_once)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # a Ctrl-C is the launcher's
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # held by the launcher
+        held = {signal.SIGTERM, process.NOT_TO_WAIT}  # by the launcher
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
         if cpus:
             with contextlib.suppress(OSError):  # the machine has changed since the plan was made
                 os.sched_setaffinity(0, cpus)
@@ -157,8 +159,8 @@ class Supervisor:
             self.lives.watch(actor.name, actor.incarnation, actor.who)
         if own.end:
             self.handle(Resumed(own.end, own.reason))  # our predecessor was ending the run
-        if self._signals:
-            self.handle(StopWanted("interrupted", at_once=self._signals > 1))
+        if self._told_to_stop:
+            self.handle(StopWanted("interrupted", at_once=self._told_not_to_wait))
         self._save()
         self.handle(Tick())
 
@@ -202,11 +204,17 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 os.utime(self.run.supervisor_lock)
 
-    def _signalled(self) -> None:
-        """SIGTERM: stop. Another one: do not wait for anybody."""
-        self._signals += 1
+    def _stop(self) -> None:
+        """SIGTERM, however often: a scheduler tells all of us, and the launcher passes it on."""
+        self._told_to_stop = True
         if self.ready:
-            self.handle(StopWanted("interrupted", at_once=self._signals > 1))
+            self.handle(StopWanted("interrupted"))
+
+    def _stop_at_once(self) -> None:
+        """The launcher was told twice: do not wait for anybody."""
+        self._told_to_stop = self._told_not_to_wait = True
+        if self.ready:
+            self.handle(StopWanted("interrupted", at_once=True))
 
     def soon(self, s: float, do: Callable[[], None]) -> None:
         """Do something a little later."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from actors import process
 from tests.harness import ROOT, python
 from tests.system.conftest import SMALL, Run, digests
 
@@ -153,3 +154,22 @@ def test_a_frozen_trainer_does_not_hold_the_run_up(start: Start, undisturbed: li
     run.kill("trainer/0", signal.SIGSTOP)
     assert run.finish(200) == 0, run.story()
     assert digests(run) == undisturbed
+
+
+def test_everybody_told_to_stop_at_once_loses_nothing(start: Start, undisturbed: list[str]):
+    """As schedulers do to all processes of a job: data workers must not be gone before the
+    trainers have their last step."""
+    run = start("--steps", str(STEPS), settings=TWO)
+    run.until(lambda: run.step() >= 7, 120, "the seventh step")
+    everybody = run.processes()
+    assert run.who("supervisor") in everybody
+    for who in everybody:
+        process.send_signal(who, signal.SIGTERM)
+    if run.popen.pid not in [who.pid for who in everybody]:
+        run.popen.send_signal(signal.SIGTERM)
+    assert run.finish(60) == 130, run.story()
+    assert run.leftovers() == []
+    assert run.step() < STEPS
+    resumed = run.resume()
+    assert resumed.finish(200) == 0, resumed.story()
+    assert digests(resumed) == undisturbed
