@@ -1,8 +1,14 @@
-"""The longest first: with two processes side by side none is left with a long file at the end."""
+"""What holds for all tests: who goes first, and that a busy machine fails none of them."""
 
 import pytest
+from hypothesis import settings
 
-# Files of these folders take longest, in this order; all others follow as they are found.
+# How long one example takes says more about what else the machine does.
+settings.register_profile("trireme", deadline=None)
+settings.load_profile("trireme")
+
+# Files of these folders take longest, in this order; all others follow as they are found. So with
+# two processes side by side none is left with a long file at the end.
 LONG = ("tests/system/", "tests/architecture/", "tests/actors/data/", "tests/actors/optimizer/")
 
 
