@@ -10,6 +10,7 @@ A row's own figures are named here and measured in figures.py. Learning rates of
 optimizer are tuned: `--tune` tries the factors in RATES on each of them and shows what it found.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,19 +165,19 @@ class UnknownRow(ValueError):
     """A name that is none of the rows'."""
 
 
-def chosen(only: str) -> list[Row]:
-    """The rows named in `only` (`a,b`), the baseline always first; all for "".
+def chosen(only: str, known: Collection[str] = ()) -> list[Row]:
+    """The rows named in `only` (`a,b`), the baseline always first; all for "". Of those that are
+    `known` by name only the ones that are asked for.
 
     Raises `UnknownRow`.
     """
-    if not only:
-        return list(ROWS)
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    known = {row.name: row for row in ROWS}
-    for name in names:
-        if name not in known:
-            raise UnknownRow(f"no row is called {name!r}; accepted: {', '.join(known)}")
-    return [row for row in ROWS if row is BASELINE_ROW or row.name in names]
+    asked = [name.strip() for name in only.split(",") if name.strip()]
+    names = [row.name for row in ROWS]
+    for name in asked:
+        if name not in names:
+            raise UnknownRow(f"no row is called {name!r}; accepted: {', '.join(names)}")
+    wanted = [row for row in ROWS if not asked or row is BASELINE_ROW or row.name in asked]
+    return [row for row in wanted if row.name in asked or row.name not in known]
 
 
 def in_steps(settings: tuple[str, ...], steps: int) -> tuple[str, ...]:

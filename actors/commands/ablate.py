@@ -47,7 +47,7 @@ Say = Callable[[str], None]
     "--merge",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Rows that are not trained now come from this ablation.json, made in the same way.",
+    help="An ablation.json made in the same way: the rows it lacks are trained.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def ablate(
@@ -83,11 +83,9 @@ def ablate(
     for done, row in enumerate(chosen, start=1):
         entries.append(_row(plan, row, seeds, tune=tune, say=say))
         took = clock.now() - began
+        _write(plan, seeds, report.joined(before, entries), took)  # in case there is no next row
         say(f"  {took / 60:.1f} min, about {took / done * (len(chosen) - done) / 60:.1f} to go")
-    entries = report.joined(before, entries)
-    report.compare(entries)
-    found = report.document(plan, seeds, entries, clock.now() - began)
-    written = report.write(plan.directory, found)
+    found, written = _write(plan, seeds, report.joined(before, entries), clock.now() - began)
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:
@@ -97,6 +95,17 @@ def ablate(
     failed = [entry["name"] for entry in entries if "failed" in entry]
     if failed:
         raise Failed(f"rows that could not be trained: {', '.join(failed)}")
+
+
+def _write(
+    plan: "Plan", seeds: int, entries: "list[Entry]", took_s: float
+) -> tuple[dict[str, Any], Path]:
+    """What is known so far."""
+    from actors.ablation import report
+
+    report.compare(entries)
+    found = report.document(plan, seeds, entries, took_s)
+    return found, report.write(plan.directory, found)
 
 
 def _plan(topology: str, steps: int, settings: tuple[str, ...], out: Path | None) -> "Plan":
@@ -120,14 +129,10 @@ def _chosen(
 
     try:
         before = report.earlier(merge, plan, seeds) if merge else []
-        chosen = rows.chosen(only)
+        known = {row["name"] for row in before if "failed" not in row}
+        return before, rows.chosen(only, known)
     except (rows.UnknownRow, report.OtherAblation) as error:
         raise Refused(str(error)) from error
-    known = {row["name"] for row in before if "failed" not in row}
-    asked = {name.strip() for name in only.split(",")}
-    if only:  # the baseline comes along, but not twice
-        chosen = [row for row in chosen if row.name in asked or row.name not in known]
-    return before, chosen
 
 
 def _check(plan: "Plan", chosen: "Sequence[Row]") -> None:

@@ -75,6 +75,10 @@ def test_steps_of_a_row_are_shares_of_the_runs():
 def test_rows_are_chosen_by_name_and_come_with_the_baseline():
     assert [row.name for row in chosen("mhc, muon")] == ["adamw", "muon", "mhc"]
     assert chosen("") == list(ROWS)
+    known = [row.name for row in ROWS if row.name not in ("fire", "mhc")]
+    assert [row.name for row in chosen("", known)] == ["fire", "mhc"]
+    assert [row.name for row in chosen("muon", known)] == ["muon"]
+    assert [row.name for row in chosen("muon", ["muon"])] == ["adamw", "muon"]
     assert len({row.name for row in ROWS}) == len(ROWS)
     with pytest.raises(UnknownRow, match="no row is called 'sophia'; accepted: adamw, adamw8bit"):
         chosen("muon,sophia")
