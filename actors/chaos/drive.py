@@ -18,8 +18,11 @@ from protocol.clock import Clock
 _LOOK_S = 0.002
 # Faults are never closer together than this, or nobody could tell which did what.
 _APART_S = 0.15
-# Somebody who should be struck may be dead at the moment; somebody must have recovered first.
+# Somebody must have recovered first: a fault that has waited for so long strikes all the same.
 _PATIENCE_S = 30.0
+# Who should be struck may not be there, attached workers above all. That is waited for until the
+# last steps.
+_LAST_STEPS = 3
 # A fault that is late by this many steps waits for nobody's recovery any more.
 _LATE_STEPS = 1
 # Attached workers come once the run has begun.
@@ -182,7 +185,7 @@ class Disturbed:
 
     def _strike(self) -> None:
         """The first of those that are due and for which the moment is right. One that has waited
-        for long is done in any case, or given up."""
+        for long is done in any case; one with nobody to strike is given up in the last steps."""
         now = self._history.now()
         if self._striker.resume_at is not None or now - self._struck_at < _APART_S:
             return
@@ -190,11 +193,13 @@ class Disturbed:
             if self._watch.step < fault.after_step or now < fault.at_s:
                 continue
             since = self._waiting.setdefault(fault.number, now)
-            impatient = now - since > _PATIENCE_S
-            if not impatient and not self._may(fault, now):
+            possible = self._striker.possible(fault)
+            if not possible and self._watch.step < self._orders.steps - _LAST_STEPS:
+                continue
+            if now - since < _PATIENCE_S and not self._may(fault, now):
                 continue
             self._faults.remove(fault)
-            if self._striker.possible(fault):
+            if possible:
                 self._struck_at = now
                 self._broke_at = now if fault.effect == "failed" else self._broke_at
                 self._attempts += 1
