@@ -6,24 +6,6 @@ from msgspec import Meta
 
 from actors.table import Count, CountOrNone, Decay, NotNegative, Positive, Share, Table
 
-Codec = Literal[
-    "dense",
-    "int8",
-    "int4",
-    "int4_rotated",
-    "int4_feedback",
-    "two_bit",
-    "ternary",
-    "ternary_rotated",
-    "two_bit_scaled",
-    "ternary_scaled",
-    "sign",
-    "sign_rotated",
-    "power",
-    "power_int8",
-    "power_int4",
-]
-
 DenseCodec = Literal[
     "dense",
     "int8",
@@ -37,6 +19,8 @@ DenseCodec = Literal[
     "sign",
     "sign_rotated",
 ]
+
+Codec = Literal[DenseCodec, "int4_rotated", "power", "power_int8", "power_int4"]
 
 
 class OptimizerGroup(Table, frozen=True):

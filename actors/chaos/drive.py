@@ -20,8 +20,7 @@ _LOOK_S = 0.002
 _APART_S = 0.15
 # Somebody must have recovered first: a fault that has waited for so long strikes all the same.
 _PATIENCE_S = 30.0
-# Who should be struck may not be there, attached workers above all. That is waited for until the
-# last steps.
+# What a fault is about may not be there at the moment. That is waited for until the last steps.
 _LAST_STEPS = 3
 # A fault that is late by this many steps waits for nobody's recovery any more.
 _LATE_STEPS = 1

@@ -25,7 +25,8 @@ def simulate_data(
     as_json: bool,
 ) -> None:
     """Measure the stages, simulate, and say what was seen."""
-    from actors.data import sources, tokenizer
+    from actors.data import tokenizer
+    from actors.data.sources import library
     from actors.data.terms import terms_of
     from actors.simulation.leasing import Leasing
     from actors.simulation.stage_times import measured
@@ -33,7 +34,7 @@ def simulate_data(
 
     actors = topology.actors
     workers = workers or actors.fast_workers + actors.slow_workers
-    paths = sorted(Path(sources.library()).glob("*.py"))[:FILES]
+    paths = sorted(Path(library()).glob("*.py"))[:FILES]
     document = tokenizer.train((path.read_text() for path in paths[::10]), VOCABULARY)
     terms = terms_of(topology, document)
     refs = [SampleRef(name=path.name, language="python", path=str(path)) for path in paths]

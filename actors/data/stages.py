@@ -168,7 +168,7 @@ def own(name: str) -> Stage:
             known["rng"] = np.random.Generator(np.random.Philox(chance.bits(name)))
         try:
             text = found(state.text.decode(), **known)
-        except Exception as error:
+        except Exception as error:  # whatever somebody's own function raises
             detail = f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
             raise SampleProblem(f"fails in {name}", detail) from error
         return _checked(name, text, state, ref, options)
