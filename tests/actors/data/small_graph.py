@@ -158,6 +158,10 @@ class Graph:
             if isinstance(received.message, m.LogRecord):
                 self.records.append(received.message.record)
 
+    def gauge(self, actor: str, name: str) -> float | None:
+        """What that actor's newest beat says; None until it says it."""
+        return self.gauges.get(actor, {}).get(name)
+
     def replace_the_dead(self) -> int:
         """What a supervisor does about workers that ended by themselves; how many did."""
         dead = [name for name, process in self.processes.items() if process.poll() is not None]

@@ -102,10 +102,10 @@ def test_slow_samples_are_handed_over_and_resumed_from_the_stage_reached(tmp_pat
     code = write(tmp_path / "code", **{name: f"x{name} = 'SLOW'\n" * 9 for name in names})
     with graph(tmp_path / "run", small(of(code, cutoff_ms=200.0)), mischief=True) as made:
         run_epochs(made, 2)
-        made.until(lambda: made.gauges["loader"].get("handed_over", 0) > 0, "a hand-over")
+        made.until(lambda: (made.gauge("loader", "handed_over") or 0) > 0, "a hand-over")
         notes = [line.split() for line in made.notes.read_text().splitlines()]
-        made.until(lambda: bool(made.gauges["loader"]), "figures")
-        epochs_drawn = int(made.gauges["loader"]["epoch"]) + 1  # a beat may be a moment old
+        made.until(lambda: made.gauge("loader", "epoch") is not None, "figures")
+        epochs_drawn = int(made.gauge("loader", "epoch") or 0) + 1  # a beat may be a moment old
     # Whoever goes on with a sample does not do again what was done: it is read once an epoch.
     drawn = 1 + epochs_drawn
     for name in names:
@@ -174,7 +174,7 @@ def test_every_bad_file_is_counted_by_kind_and_the_good_ones_train(tmp_path: Pat
         delivered = dict(made.sql("SELECT name, 1 FROM delivered JOIN samples USING (sample)"))
         assert "lines.jsonl:1" in delivered
         assert len(delivered) == 13
-        made.until(lambda: made.gauges["loader"]["refused"] == 10, "the gauge")
+        made.until(lambda: made.gauge("loader", "refused") == 10, "the gauge")
     exactly_once(tmp_path / "run" / "ledger.sqlite")
 
 
@@ -343,7 +343,7 @@ def test_workers_of_other_hosts_deliver_leave_and_are_lost(
         assert found == expected
         late = attach(tmp_path / "key", "data_worker/box-7")
         hosts.append(late)
-        made.until(lambda: made.gauges["loader"]["leased"] >= 0, "a beat")
+        made.until(lambda: made.gauge("loader", "leased") is not None, "a beat")
         made.until(lambda: "data_worker/box-7" in str(made.records), "its log", 20.0)
         made.stop("loader")
         assert late.wait(10) == 0  # told that the run is over

@@ -62,6 +62,6 @@ def test_a_result_that_comes_after_another_workers_is_dropped(tmp_path: Path):
         frozen.send_signal(signal.SIGSTOP)
         found += rough.batches(range(3, 16))  # with whom it had leased
         frozen.send_signal(signal.SIGCONT)
-        rough.until(lambda: rough.gauges["loader"].get("late", 0) > 0, "its late result")
+        rough.until(lambda: (rough.gauge("loader", "late") or 0) > 0, "its late result")
         assert found == expected
     exactly_once(tmp_path / "rough" / "ledger.sqlite")
