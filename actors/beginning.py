@@ -22,6 +22,14 @@ from actors.topology import Topology, TopologyError
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
+# What may change when a run goes on: how long it is, who does the work, and how it is looked after.
+# Not what is learned from what: a run that goes on with other data or another model is another run.
+_MAY_CHANGE = (
+    "steps", "optimizer.fire_at", "elastic", "train.rows_per_trainer", "train.accumulation",
+    "actors.", "rollout.", "supervision.", "checkpoint.", "recorder.", "remote.",
+)  # fmt: skip
+# What of that decides over the weights.
+_DECIDES = "actors.trainers", "elastic", "train.rows_per_trainer", "train.accumulation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +91,15 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
     run = rundir.open_((wanted.run_dir or LATEST).resolve())
     rundir.writable(run)
     stored = _stored(run)
-    topology = _with_steps(wanted, stored, run, found)
+    topology = _changed(wanted, stored, run, found)
+    changes = _differences(topologies.to_dict(stored), topologies.to_dict(topology))
     lock = _lock(run)
     if leftovers.living(run) and not run.outcome.exists():
-        if topology.steps != stored.steps:
+        if changes:
             os.close(lock)
-            raise RunDirError(f"{run.path} still runs: its steps cannot change before it has ended")
+            raise RunDirError(
+                f"{run.path} still runs: {', '.join(changes)} cannot change before it has ended"
+            )
         if wanted.fire:
             os.close(lock)
             raise RunDirError(f"{run.path} still runs: --fire is for a run that has been stopped")
@@ -108,7 +119,18 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
     _check_data(topology, str(run.topology))
     leftovers.clear(run)
     _write_plan(run, topology, found)
-    return Begun(run, topology, [f"resuming {run.path}"], lock, resumed=True)
+    notes = [f"resuming {run.path}"]
+    if any(key in _DECIDES for key in changes):
+        notes.append(
+            f"a step is {topology.actors.trainers} x {_rows(topology)} rows from here on "
+            f"(before: {stored.actors.trainers} x {_rows(stored)}); weights will not be those of a "
+            "run that was never changed"
+        )
+    return Begun(run, topology, notes, lock, resumed=True)
+
+
+def _rows(topology: Topology) -> int:
+    return topology.train.rows_per_trainer * topology.train.accumulation
 
 
 # --- Directory ------------------------------------------------------------------------------------
@@ -183,8 +205,8 @@ def _stored(run: RunDir) -> Topology:
     return topologies.decode(text, source=str(run.topology))
 
 
-def _with_steps(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) -> Topology:
-    """The stored topology with the steps now wanted; nothing else may differ."""
+def _changed(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) -> Topology:
+    """The stored topology with what is now wanted, where that may change."""
     other = [one for one in wanted.settings if one.partition("=")[0].strip() != "steps"]
     asked = stored
     if wanted.topology:
@@ -197,11 +219,12 @@ def _with_steps(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) 
     elif other:
         asked = topologies.override(stored, tuple(other), source="--set")
     differing = _differences(topologies.to_dict(stored), topologies.to_dict(asked))
-    differing = [key for key in differing if key not in ("steps", "optimizer.fire_at")]
-    if differing:
+    kept = [key for key in differing if not key.startswith(_MAY_CHANGE)]
+    if kept:
+        may = ", ".join(key + "*" * key.endswith(".") for key in _MAY_CHANGE)
         raise TopologyError(
-            f"{run.topology}: a resumed run keeps its topology, only steps may change; what is "
-            f"asked for differs in {', '.join(differing)}"
+            f"{run.topology}: a resumed run keeps what it learns from what; what is asked for "
+            f"differs in {', '.join(kept)}; what may change: {may}"
         )
     return topologies.override(stored, _settings(wanted), source=str(run.topology))
 

@@ -39,7 +39,10 @@ class Batches:
         self.shape = shape
         self._ledger = ledger
         self._make_feed = feed
-        self.feed = feed(ledger.recorded(shape))
+        self.feed = feed(ledger.recorded())
+        # Earlier steps may have been composed for other ranks or rows.
+        self._doubtful_below = self.feed.next_step + 1
+        self._ranks_and_rows = shape.ranks, shape.rows
         self._replays = Replays(shape.row_tokens)
         self._waiting: dict[tuple[int, int], str] = {}
         self._to_lease: list[tuple[Key, int]] = []
@@ -54,8 +57,28 @@ class Batches:
             raise ValueError(f"rank {rank} of {self.shape.ranks}")
         if not 1 <= step <= self.shape.steps:
             raise ValueError(f"step {step} of a run of {self.shape.steps}")
+        if step < self._doubtful_below:
+            self._reshape(step)
         self.feed.requested(step, rank)
         self._waiting[step, rank] = peer
+
+    def _reshape(self, step: int) -> None:
+        """The trainers go on from here: what follows is to be composed for as many as there are.
+
+        All of them ask for the same step first, or one beyond: none asks for what is forgotten.
+        """
+        first = min(step, self.feed.next_step)
+        # Of a step that is still to come, what lies in the lanes behind it counts.
+        composed = self._ledger.shape_of(first) or self._ledger.shape_of(first - 1)
+        if composed is None or composed == self._ranks_and_rows:
+            return
+        self._ledger.reshape(first)
+        self._doubtful_below = first
+        self.warnings.append(
+            f"steps from {first} on are composed for {self.shape.ranks} trainers of "
+            f"{self.shape.rows} rows; the one before was for {composed[0]} of {composed[1]}"
+        )
+        self._begin_anew()
 
     @property
     def waiting(self) -> int:
@@ -131,6 +154,8 @@ class Batches:
     def _replay(self, first: int) -> None:
         """Make `first` again, and the steps after it before they are asked for."""
         for step in range(first, min(first + self.shape.lookahead + 1, self.feed.next_step)):
+            if self._ledger.shape_of(step) != self._ranks_and_rows:
+                break  # composed anew when it is asked for
             if step in self._replays or self._ledger.batch(step, 0) is not None:
                 continue
             spans = self._ledger.spans(step, self.shape)
@@ -149,7 +174,11 @@ class Batches:
             f"step {diverged.step} and later ones are composed anew: sample {refusal.key[1]} is "
             f"{refusal.kind} ({refusal.detail})"
         )
-        self.feed = self._make_feed(self._ledger.recorded(self.shape))
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """From what the ledger says now."""
+        self.feed = self._make_feed(self._ledger.recorded())
         for step, rank in self._waiting:
             self.feed.requested(step, rank)
         self._replays = Replays(self.shape.row_tokens)

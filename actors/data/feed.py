@@ -79,7 +79,7 @@ class Composition:
 class Carry:
     """A document whose first `start` tokens have been delivered in `lane`."""
 
-    lane: int  # row of a step, over all ranks
+    lane: int  # row of a step, over all ranks, when it began: there may be fewer now
     key: Key
     start: int
     fact: Fact

@@ -30,6 +30,9 @@ from actors.data.feed import Carry, Composition, Fact, Recorded, Shape
 from actors.data.ordering import Key
 from actors.data.packing import Packed, Span, Tokens
 
+# The fact that lists what lanes were in the middle of whenever steps were reshaped.
+_MOVED = "moved"
+
 _SCHEMA = """
 CREATE TABLE delivered (
     epoch INTEGER NOT NULL, sample INTEGER NOT NULL,
@@ -249,8 +252,8 @@ class Ledger:
             raise LedgerError(self._base.damaged(f"document {missing[0]} is not described"))
         return {key: Fact(*row) for key, row in rows.items()}
 
-    def recorded(self, shape: Shape) -> Recorded:
-        """Where the run stands."""
+    def recorded(self) -> Recorded:
+        """Where the run stands, whatever the shape of its steps was."""
         with self._base.clear_errors():
             left_out = {
                 sample
@@ -266,35 +269,76 @@ class Ledger:
             query = "SELECT epoch, sample FROM documents WHERE epoch >= ?"
             for epoch, sample in self._db.execute(query, (open_epoch,)):
                 settled.setdefault(epoch, set()).add(sample)
-        carries = tuple(self._carries(step, shape, left_out))
+            carries = tuple(carry for carry in self._carries(step) if carry.key[1] not in left_out)
         return Recorded(step + 1, carries, open_epoch, settled, left_out)
 
-    def _carries(self, step: int, shape: Shape, left_out: set[int]) -> Iterator[Carry]:
-        """What every lane was in the middle of when `step` was full."""
-        last = {span.row: span for span in self.spans(step, shape)}
-        facts = self.known(span.key for span in last.values())
-        for lane, span in last.items():
-            start, fact = span.start + span.length, facts[span.key]
-            if start < fact.tokens and span.sample not in left_out:
-                yield Carry(lane, span.key, start, fact)
+    def _carries(self, step: int) -> Iterator[Carry]:
+        """What every lane was in the middle of when `step` was full, and what waited behind it."""
+        rows = self._db.execute(
+            "SELECT epoch, sample, start + length, rank * (SELECT max(row) + 1 FROM delivered "
+            "WHERE step = ?1) + row FROM delivered WHERE step = ?1 ORDER BY rank, row, offset",
+            (step,),
+        )
+        last = {lane: ((epoch, sample), end) for epoch, sample, end, lane in rows}
+        under_way = {key: (lane, end) for lane, (key, end) in last.items()}
+        for lane, epoch, sample in self._moved():
+            end = self._base.one(
+                "SELECT sum(length) FROM delivered WHERE epoch = ? AND sample = ?", (epoch, sample)
+            )
+            if end is not None:  # the step it began with may have been forgotten
+                under_way.setdefault((epoch, sample), (lane, end))
+        facts = self.known(under_way)
+        for key, (lane, start) in under_way.items():
+            if start < facts[key].tokens:
+                yield Carry(lane, key, start, facts[key])
+
+    def _moved(self) -> list[tuple[int, int, int]]:
+        """What lanes were in the middle of whenever steps were reshaped: lane, epoch, sample."""
+        return json.loads(self._base.fact(_MOVED) or "[]")
+
+    # --- forgetting -------------------------------------------------------------------------------
+
+    def shape_of(self, step: int) -> tuple[int, int] | None:
+        """Ranks and rows of each that `step` was composed for; None before it is composed."""
+        with self._base.clear_errors():
+            query = "SELECT max(rank) + 1, max(row) + 1 FROM delivered WHERE step = ?"
+            ranks, rows = self._db.execute(query, (step,)).fetchone()
+        return None if ranks is None else (ranks, rows)
+
+    def reshape(self, step: int) -> None:
+        """Forget `step` and all later ones, to compose them anew for other ranks or rows.
+
+        What lanes were in the middle of is remembered, since some of them may be no more.
+        """
+        with self._base.transaction():
+            self._forget(step)
+            moved = {(epoch, sample): lane for lane, epoch, sample in self._moved()}
+            for carry in self._carries(step - 1):
+                moved.setdefault(carry.key, carry.lane)
+            kept = [(lane, *key) for key, lane in moved.items()]
+            self._base.set_fact(_MOVED, json.dumps(kept))
 
     def truncate(self, step: int, sample: int, kind: str, detail: str) -> None:
         """Forget `step` and all later ones, because `sample` is not what it was; leave it out."""
         with self._base.transaction():
-            began = "SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0"
-            lowest = self._base.one(f"SELECT min(epoch) FROM ({began})", (step,))  # noqa: S608 - above
-            self._db.execute(
-                f"DELETE FROM documents WHERE (epoch, sample) IN ({began})",  # noqa: S608 - above
-                (step,),
-            )
-            for table in ("delivered", "spool"):
-                self._db.execute(f"DELETE FROM {table} WHERE step >= ?", (step,))  # noqa: S608
-            if lowest is not None:
-                self._base.set_fact(
-                    "open_epoch", str(min(lowest, int(self._base.fact("open_epoch") or 0)))
-                )
+            self._forget(step)
             self._db.execute(
                 "INSERT OR IGNORE INTO refused VALUES (?, 0, ?, ?)", (sample, kind, detail)
+            )
+
+    def _forget(self, step: int) -> None:
+        """`step` and all later ones were never composed."""
+        began = "SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0"
+        lowest = self._base.one(f"SELECT min(epoch) FROM ({began})", (step,))  # noqa: S608 - above
+        self._db.execute(
+            f"DELETE FROM documents WHERE (epoch, sample) IN ({began})",  # noqa: S608 - above
+            (step,),
+        )
+        for table in ("delivered", "spool"):
+            self._db.execute(f"DELETE FROM {table} WHERE step >= ?", (step,))  # noqa: S608
+        if lowest is not None:
+            self._base.set_fact(
+                "open_epoch", str(min(lowest, int(self._base.fact("open_epoch") or 0)))
             )
 
     # --- samples left out -------------------------------------------------------------------------

@@ -3,12 +3,14 @@
 Every row of a step has a lane of its own. A lane that runs out of tokens takes the next document,
 in the order they were added, and goes on with it in the same row of the steps that follow. So a
 batch shows as many documents at once as it has rows, instead of one long document after another.
+When a run goes on with fewer rows, the documents of lanes that are no more wait in those that are.
 
 A row may hold several documents, a document may run over many steps. No token is lost, none is
 repeated, and every span is known by name. The bytes behind a document are shared out over its spans
 in whole numbers that sum to the document's bytes.
 """
 
+import bisect
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +75,8 @@ class Packer:
 
     def __init__(self, row_tokens: int, lanes: int) -> None:
         self._row_tokens = row_tokens
-        self._lanes: list[_Open | None] = [None] * lanes
+        # Of each lane: what it is in the middle of, then the rests of lanes that are no more.
+        self._lanes: list[list[tuple[int, _Open]]] = [[] for _ in range(lanes)]
         self._queue: deque[Document] = deque()
         self.tokens = 0  # buffered
 
@@ -83,14 +86,19 @@ class Packer:
         self.tokens += len(document.tokens)
 
     def resume(self, lane: int, document: Document, start: int) -> None:
-        """`lane` goes on with the rest of a document, of which `start` tokens are delivered."""
-        assert self._lanes[lane] is None
-        self._lanes[lane] = _Open(document, start)
+        """`lane` goes on with the rest of a document, of which `start` tokens are delivered.
+
+        There may have been more lanes once: the rest then waits in lane `lane` modulo those of now,
+        in the order of their numbers, whatever the order of the calls.
+        """
+        rests = self._lanes[lane % len(self._lanes)]
+        assert all(lane != known for known, _ in rests)
+        bisect.insort(rests, (lane, _Open(document, start)), key=lambda rest: rest[0])
         self.tokens += len(document.tokens) - start
 
     def lacking(self, steps: int) -> int:
         """Tokens without which the next `steps` steps are not full; 0: `take` so often."""
-        left = [0 if lane is None else lane.left for lane in self._lanes]
+        left = [sum(rest.left for _, rest in lane) for lane in self._lanes]
         waiting = iter(self._queue)
         lacking = 0
         for _ in range(steps):
@@ -118,9 +126,10 @@ class Packer:
         """Fill one lane's row; its spans and the bytes behind each."""
         offset = 0
         while offset < len(into):
-            head = self._lanes[row]
-            if head is None:
-                head = self._lanes[row] = _Open(self._queue.popleft(), 0)
+            lane = self._lanes[row]
+            if not lane:
+                lane.append((row, _Open(self._queue.popleft(), 0)))
+            head = lane[0][1]
             length = min(head.left, len(into) - offset)
             document, start = head.document, head.start
             into[offset : offset + length] = document.tokens[start : start + length]
@@ -131,7 +140,7 @@ class Packer:
             offset += length
             head.start += length
             if not head.left:
-                self._lanes[row] = None
+                lane.pop(0)
 
 
 def span_bytes(document: Document, start: int, length: int) -> int:

@@ -75,17 +75,17 @@ def options_of(plan: DataPlan, encoder: Encoder | None) -> Options:
 
 
 def facts_of(topology: Topology, tokenizer: bytes) -> dict[str, str]:
-    """What the composition of batches depends on: a ledger begun under other facts is refused."""
-    shape = shape_of(topology)
+    """What the composition of batches depends on: a ledger begun under other facts is refused.
+
+    Not among them: how many trainers there are and how many rows each has (see `Batches`).
+    """
     return {
         "seed": str(topology.seed),
         "data.sources": msgspec.json.encode(topology.data.sources).decode(),
         "data.order": topology.data.order,
         "data.held_out_share": repr(topology.data.held_out_share),
         "what is done to samples": _treatment(topology.data),
-        "actors.trainers": str(shape.ranks),
-        "rows of each trainer in a step": str(shape.rows),
-        "model.seq_len": str(shape.row_tokens - 1),
+        "model.seq_len": str(topology.model.seq_len),
         "tokenizer.json": digest_of(tokenizer),
     }
 

@@ -129,6 +129,14 @@ class _Ledger:
         self._life.world.truth.composed_anew(step)
         self._life.op()
 
+    def reshape(self, step: int) -> None:
+        """See `Ledger.reshape`."""
+        self._life.op()
+        self._ledger.reshape(step)
+        self._life.world.truth.wrote(self._life.incarnation)
+        self._life.world.truth.composed_anew(step)
+        self._life.op()
+
     def quarantine(self, sample: int, reason: str, deaths: int) -> None:
         """See `Ledger.quarantine`."""
         self._life.op()

@@ -111,16 +111,30 @@ def test_a_resumed_run_may_have_other_steps(begun: Begun, here: Hardware):
     [
         (Wanted("config_b"), "name"),
         (Wanted("local", settings=("model.dim=256",)), "model.dim"),
-        (Wanted(settings=("train.rows_per_trainer=2",)), "train.rows_per_trainer"),
+        (Wanted(settings=("seed=3",)), "seed"),
+        (Wanted(settings=("data.order=ready",)), "data.order"),
     ],
 )
-def test_a_resumed_run_may_differ_in_nothing_else(
+def test_what_a_resumed_run_learns_from_what_may_not_differ(
     begun: Begun, here: Hardware, wanted: Wanted, key: str
 ):
     _checkpointed(begun)
     wanted = Wanted(wanted.topology, 9, begun.run.path, wanted.settings)
-    with pytest.raises(TopologyError, match=rf"only steps may change; .* differs in .*{key}"):
+    with pytest.raises(TopologyError, match=rf"differs in .*{key}.*; what may change: steps"):
         beginning.resume(wanted, here)
+
+
+def test_who_does_the_work_may_differ(begun: Begun, here: Hardware):
+    _checkpointed(begun)
+    settings = "actors.trainers=2", "train.rows_per_trainer=7", "supervision.silence_s=3"
+    resumed = beginning.resume(Wanted(run_dir=begun.run.path, settings=settings), here)
+    assert resumed.topology.actors.trainers == 2
+    assert "a step is 2 x 7 rows from here on (before: 1 x 8)" in resumed.notes[1]
+    resumed.release()
+    again = beginning.resume(Wanted(run_dir=begun.run.path), here)  # it is the run's own now
+    assert again.topology.actors.trainers == 2
+    assert len(again.notes) == 1
+    again.release()
 
 
 def test_a_run_of_another_format_is_refused(begun: Begun, here: Hardware):

@@ -185,7 +185,7 @@ def _ledgers(directory: Path) -> Target:
         path.write_bytes(data)
         with Ledger(path, incarnation=1) as ledger:
             ledger.corpus()
-            recorded = ledger.recorded(SHAPE)
+            recorded = ledger.recorded()
             for step in range(1, 3):
                 ledger.spans(step, SHAPE)
                 batch = ledger.batch(step, 0)

@@ -51,7 +51,7 @@ class World:
 
     def start(self) -> None:
         self.ledger = Ledger(self.path, incarnation=self.incarnation)
-        self.feed = self.new_feed(self.ledger.recorded(self.shape))
+        self.feed = self.new_feed(self.ledger.recorded())
         self.out.clear()
         self.turns.clear()  # made in this life
 
@@ -348,7 +348,7 @@ def test_other_tokens_under_the_same_name_are_noticed(tmp_path: Path):
 def test_a_carried_document_that_changed_loses_only_its_rest(tmp_path: Path):
     world = World(tmp_path / "ledger.sqlite")
     world.run_to(3)
-    recorded = world.ledger.recorded(SHAPE)
+    recorded = world.ledger.recorded()
     assert len(recorded.carries) > 1  # documents are longer than a row: most lanes are inside one
     feed = world.new_feed(recorded)
     feed.requested(4, 0)

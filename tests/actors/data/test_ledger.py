@@ -75,7 +75,7 @@ def test_a_token_cannot_be_delivered_twice(tmp_path: Path):
         ledger.commit(composition(1), SHAPE)
         with pytest.raises(LedgerError, match="delivered twice"):
             ledger.commit(composition(2), SHAPE)
-        assert ledger.recorded(SHAPE).next_step == 2  # all of it or nothing
+        assert ledger.recorded().next_step == 2  # all of it or nothing
 
 
 def test_an_older_life_can_write_no_more(tmp_path: Path):

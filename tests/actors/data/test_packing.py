@@ -132,6 +132,20 @@ def test_a_document_delivered_in_part_goes_on_in_its_lane():
     assert packed.tokens[1].tolist() == [7004, 7005, 7006, 7007, 7008, 7009, 7010, 7011]
 
 
+@pytest.mark.parametrize("calls", [(1, 3, 5), (5, 1, 3), (3, 5, 1)])
+def test_rests_of_lanes_that_are_no_more_wait_in_their_order(calls: tuple[int, ...]):
+    packer = Packer(ROW, 2)
+    packer.add(document(8, 2 * ROW))
+    for lane in calls:
+        packer.resume(lane, document(lane, 9), start=4)
+    assert packer.lacking(1) == 0
+    packed = packer.take()
+    assert packed is not None
+    assert packed.tokens[0].tolist() == [8000 + i for i in range(ROW)]
+    assert packed.tokens[1].tolist() == [1004, 1005, 1006, 1007, 1008, 3004, 3005, 3006]
+    assert packer.tokens == ROW + 2 + 5
+
+
 def test_rows_that_are_not_full_are_not_handed_out():
     packer = Packer(ROW, 2)
     packer.add(document(0, ROW * 5))
