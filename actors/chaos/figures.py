@@ -1,5 +1,6 @@
 """What a disturbed run's history amounts to: how soon faults were noticed, how soon work went on.
 
+    ended_s       from a deadly signal to the kernel's word that the victim has ended
     detected_s    from the fault to the supervisor's (the launcher's) knowledge of it
     useful_s      from the fault to the first message of the victim's successor
     step_s        from the fault to the next committed step
@@ -45,6 +46,7 @@ def per_fault(events: Sequence[Event], run: Path, epoch: datetime.datetime) -> l
             row["how"] = fault.get("how") or _instead(events, fault["number"])
             row["healed_t"] = _next(events, at, lambda e, n=fault["number"]: _is_healed(e, n))
             if fault["kind"] not in _UNNOTICED and name:
+                row["ended_s"] = _minus(_ended(events, pid, at), at)
                 row["detected_s"] = _minus(_detected(events, noticed, name, pid, at), at)
                 row["useful_s"] = _minus(_useful(events, said, name, pid, at), at)
             row["step_s"] = _minus(min((t for t in steps if t > at), default=None), at)
@@ -61,6 +63,7 @@ def summary(
     return {
         "detection": {
             "sudden_death": spread(_of(rows, SUDDEN, "detected_s", _supervised)),
+            "until_it_has_ended": spread(_of(rows, SUDDEN, "ended_s", _supervised)),
             "frozen_or_lock_held": spread(_of(rows, SILENT, "detected_s")),
             "hang": spread(_of(rows, ("hang",), "detected_s")),
         },
@@ -141,6 +144,10 @@ def _detected(
     told = min((t for t in noticed.get(name, ()) if t >= at), default=None)
     known = [t for t in (gone, told) if t is not None]
     return min(known, default=None)
+
+
+def _ended(events: Sequence[Event], pid: int, at: float) -> float | None:
+    return _next(events, at, lambda e: e["event"] == "gone" and e["pid"] == pid)
 
 
 def _useful(

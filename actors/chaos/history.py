@@ -5,6 +5,7 @@
     life       a process is there                             {name, incarnation, pid}
     death      the supervisor has seen one end, or another
                stands in its place                            {name, incarnation, pid}
+    gone       the kernel says that one who was killed ended  {pid}
     step       a step is committed                            {step}
     invited    workers elsewhere may come; or why not         {why}
     fault      something was done to the run                  {number, attempt, kind, targets, ...}
@@ -48,9 +49,10 @@ class History:
         """Seconds since it began."""
         return self._clock.now() - self._began
 
-    def add(self, what: str, **facts: Any) -> Event:
-        """Something has just happened."""
-        event = {"t": round(self.now(), 4), "event": what, **facts}
+    def add(self, what: str, *, at: float | None = None, **facts: Any) -> Event:
+        """Something has just happened, or at a moment of the clock."""
+        t = self.now() if at is None else at - self._began
+        event = {"t": round(t, 4), "event": what, **facts}
         self.events.append(event)
         self._file.write(json.dumps(event) + "\n")
         return event

@@ -73,6 +73,7 @@ def _findings(findings: Iterable[Mapping[str, Any]]) -> str:
 def _figures(figures: Mapping[str, Any], torchrun: Mapping[str, Any] | None) -> str:
     named = {
         "a sudden death is noticed": figures["detection"]["sudden_death"],
+        "of that, until the killed process has ended": figures["detection"]["until_it_has_ended"],
         "a frozen process, or one whose interpreter is held, is noticed": figures["detection"][
             "frozen_or_lock_held"
         ],

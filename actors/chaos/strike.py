@@ -8,6 +8,7 @@ from pathlib import Path
 
 from actors import process
 from actors.chaos import damage, means, threads
+from actors.chaos.endings import Endings
 from actors.chaos.guests import Guests
 from actors.chaos.history import History, Watch
 from actors.chaos.kinds import Fault
@@ -29,6 +30,7 @@ _SIGNALS = {
     "nap": 19,
     "stun": 19,
 }
+_SUDDEN = ("kill", "several", "segfault")
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class Striker:
     heartbeat_s: float
     chance: random.Random
     ledger: damage.Ledger = field(init=False)
+    endings: Endings = field(init=False)
     full: bool = False  # the disk is, because of us
     full_at: float = float("-inf")  # when it last was
     resume_at: float | None = None  # the launcher is gone; somebody will start it then
@@ -65,6 +68,7 @@ class Striker:
 
     def __post_init__(self) -> None:
         self.ledger = damage.Ledger(self.driven.run, self.copies)
+        self.endings = Endings(self.clock)
 
     # --- Time -------------------------------------------------------------------------------------
 
@@ -72,6 +76,8 @@ class Striker:
         """Do what is due."""
         now = self.clock.now()
         self.ledger.outlived(self.watch.step)
+        for pid, at in self.endings.found():
+            self.history.add("gone", at=at, pid=pid)
         due = [act for at, act in self._later if at <= now]
         self._later = [(at, act) for at, act in self._later if at > now]
         for act in due:
@@ -151,6 +157,8 @@ class Striker:
         _, first = whom[0]
         if fault.kind in _SIGNALS:
             for _, who in whom:
+                if fault.kind in _SUDDEN:
+                    self.endings.expect(who)
                 process.send_signal(who, _SIGNALS[fault.kind])
             if fault.kind in ("freeze", "nap", "stun"):
                 self._soon(fault.lasts_s, lambda: self._thaw(fault, first))

@@ -9,7 +9,7 @@ consumer wait that takes a batch every so often, at 80 % of the bound's pace, fr
 on. All of it takes 25 minutes; pieces of it, as JSON, are shown together by `--merge`.
 
 "of bound" is what the delivered samples had to compute, as a share of all cores' time. Of cpu-S
-that is for a whole epoch, from the first sample that any worker begins to the last batch's
+and code that is for a whole epoch, from the first sample that any worker begins to the last batch's
 delivery. Elsewhere an epoch would have no end: time counts from a third of the run on. What the
 loader itself computes, its consumer's process included, is no excuse: it lowers the share. "free"
 is what others left of the cores, by the kernel's count: of the bound no more can be reached.
@@ -237,7 +237,7 @@ class Table:
         self.name, self.corpus, self.repeats = name, corpus, repeats
         self.runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         kind = name.partition("-")[0]
-        self._fast_s = {"cpu": 9.0, "code": 3.5}.get(kind, 2.5)  # cpu-S ends before
+        self._fast_s = {"cpu": 9.0, "code": 60.0}.get(kind, 2.5)  # cpu-S and code end before
         self._paced_s = {"cpu": 2.5, "code": 2.5}.get(kind, 2.0)
 
     def fill(self, loaders: list[str], directory: Path) -> None:

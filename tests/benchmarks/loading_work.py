@@ -2,7 +2,8 @@
 
     cpu-S    1-5 ms of computing; S % of the samples 100-500 ms more of it, over three stages
     wait-S   the same with 100-500 ms of waiting in place of computing
-    code     Python's library and Rust files: read, verified (rustc in the sandbox), tokenized
+    code     Python's library and Rust files: read, verified (rustc in the sandbox), tokenized; what
+             that costs is measured beforehand, file by file
     small    nothing but an index and 16 numbers: what a loader itself costs
     large    batches of one array of 16 MB, made beforehand: what handing them over costs
 
@@ -10,7 +11,9 @@ Costs are drawn once, by sample, so every loader gets the same work. Computing i
 thread's own clock: a machine that is shared makes samples late, not larger.
 """
 
+import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -49,6 +52,7 @@ class Workload:
     waits: int = -1  # the stage that waits; -1: none
     costs: "np.ndarray[Any, np.dtype[np.float64]] | None" = None  # seconds of computing, by sample
     batch: int = BATCH
+    names: tuple[str, ...] = ()  # of code's files
 
 
 @cache
@@ -175,14 +179,26 @@ def code(directory: Path, run: str) -> Workload:
         assert state.tokens is not None
         return i, np.resize(state.tokens, 512).astype(np.float32)
 
-    return Workload("code", len(refs), (read, verify, tokenize))
+    try:
+        known_s = json.loads((directory / _COSTS).read_text())
+    except OSError:
+        known_s = {}
+    computing = np.array([known_s.get(ref.name, 0.0) for ref in refs])
+    return Workload(
+        "code",
+        len(refs),
+        (read, verify, tokenize),
+        costs=computing,
+        names=tuple(ref.name for ref in refs),
+    )
 
 
 NAMES = ("cpu-5", "cpu-20", "cpu-50", "wait-5", "wait-20", "wait-50", "code")
 ENDLESS = 20_000
 # Whole programs: Rust's tests of what its own compiler makes of them.
 RUST = "src/test/ui"
-RUST_FILES, PYTHON_FILES = 400, 600
+RUST_FILES, PYTHON_FILES = 100, 150
+_COSTS = "costs.json"
 
 
 def workload(name: str, *, run: str = "", corpus: str = "", paced: bool = False) -> Workload:
@@ -200,36 +216,62 @@ def workload(name: str, *, run: str = "", corpus: str = "", paced: bool = False)
 
 
 def gather(directory: Path) -> str:
-    """The corpus of "code": Python's library and Rust's tests, and a tokenizer for them."""
+    """The corpus of "code": Python's library and Rust's tests, a tokenizer, and what they cost."""
     from actors.data import tokenizer
     from actors.data.sources import library
     from tests.rust_sources import NoSources, rust_sources
 
-    found = sorted(Path(library()).glob("*.py"))[:PYTHON_FILES]
+    found = _spread(sorted(Path(library()).glob("*.py")), PYTHON_FILES)
     try:
         rust = sorted(rust_sources(directory / "rust", RUST).rglob("*.rs"))
     except NoSources as why:
         print(f"code: without Rust: {why}", file=sys.stderr)
     else:
-        found += [path for path in rust if path.stat().st_size < 200_000][:RUST_FILES]
+        found += _spread([path for path in rust if path.stat().st_size < 200_000], RUST_FILES)
     for i, path in enumerate(found):
         shutil.copy(path, directory / f"{i:05}_{path.name}")
     texts = (path.read_text(errors="replace") for path in found[::10])
     (directory / "tokenizer.json").write_bytes(tokenizer.train(texts, 2000))
+    _measure(directory)
     return str(directory)
+
+
+def _spread(paths: list[Path], count: int) -> list[Path]:
+    """So many of them, at equal distances."""
+    return paths[:: max(1, len(paths) // count)][:count]
+
+
+def _measure(directory: Path) -> None:
+    """What every file costs one core, compilers included, when nothing else is done meanwhile."""
+    work = Whole(code(directory, str(directory / "begun")))
+    work[0]  # what is loaded once counts for nobody
+    found = {}
+    for i, name in enumerate(work.work.names):
+        before = _computed_s()
+        work[i]
+        found[name] = _computed_s() - before
+    (directory / _COSTS).write_text(json.dumps(found))
+
+
+def _computed_s() -> float:
+    """Of this process and of those it has waited for."""
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 class Whole:
     """A workload as torch and its kin take it: all stages behind `dataset[i]`."""
 
     def __init__(self, work: Workload) -> None:
-        self._work = work
+        self.work = work
 
     def __len__(self) -> int:
-        return self._work.samples
+        return self.work.samples
 
     def __getitem__(self, i: int) -> Sample:
         value: Any = int(i)
-        for stage in self._work.stages:
+        for stage in self.work.stages:
             value = stage(value)
         return value

@@ -67,6 +67,16 @@ def test_a_death_is_noticed_when_the_supervisor_says_so_not_when_its_table_is_wr
     assert killed["detected_s"] == 0.005
 
 
+def test_what_a_kill_takes_by_itself_is_told_apart(run: Path):
+    story = (*STORY, event(1.55, "gone", pid=11), event(1.52, "gone", pid=99))
+    rows = figures.per_fault(story, run, EPOCH)
+    assert rows[0]["ended_s"] == 0.05
+    found = figures.summary(rows, story, STORY)
+    assert found["detection"]["until_it_has_ended"] == {
+        "count": 1, "min_s": 0.05, "median_s": 0.05, "max_s": 0.05,
+    }  # fmt: skip
+
+
 def test_a_thread_counts_from_when_it_was_caught(run: Path):
     story = (
         *STORY[:4],
