@@ -24,8 +24,9 @@ _PATIENCE_S = 30.0
 _LAST_STEPS = 3
 # A fault that is late by this many steps waits for nobody's recovery any more.
 _LATE_STEPS = 1
-# Attached workers come once the run has begun.
+# Attached workers come once the run has begun. Without attached trainers it would not begin.
 _GUESTS_AFTER_STEP = 1
+_BEGIN_S = 60.0
 # A run ends a while after its disk was full: everybody has to leave first.
 _AFTERMATH_S = 15.0
 # What it says then.
@@ -42,6 +43,7 @@ class Orders:
     steps: int
     settings: tuple[str, ...]
     heartbeat_s: float
+    remote_trainers: int = 0  # of the disturbed run; its twin has all trainers to itself
 
 
 class Gave(RuntimeError):
@@ -52,7 +54,8 @@ def undisturbed(run: RunDir, orders: Orders, output: Path, history: History) -> 
     """The twin. Raises `Gave` when it fails by itself."""
     driven, watch = Driven(run, output), Watch(run, history)
     history.add("began", launch=1, resumed=False)
-    driven.begin(orders.topology, orders.steps, orders.settings)
+    at_home = ("actors.remote_trainers=0",) if orders.remote_trainers else ()
+    driven.begin(orders.topology, orders.steps, (*orders.settings, *at_home))
     try:
         while not driven.reap():
             watch.look()
@@ -81,14 +84,15 @@ class Disturbed:
         history: History,
         clock: Clock,
         directory: Path,
-        guests: bool,
+        workers: bool,
         seed: int,
     ) -> None:
         self._orders, self._history, self._clock = orders, history, clock
         self._driven = Driven(run, directory / "disturbed.out")
         self._watch = Watch(run, history)
-        self._guests = Guests(run, directory)
-        self._with_guests, self._invite_at = guests, 0.0
+        trainers = orders.remote_trainers
+        self._guests = Guests(run, directory, workers=workers, trainers=trainers)
+        self._with_guests, self._invite_at = bool(self._guests), 0.0
         self._striker = Striker(
             self._driven,
             self._watch,
@@ -165,11 +169,14 @@ class Disturbed:
     def _invite(self) -> None:
         """Somebody at another host attaches, and attaches again after having been turned out."""
         now = self._history.now()
-        if not self._with_guests or now < self._invite_at or self._watch.step < _GUESTS_AFTER_STEP:
+        begun = self._watch.step >= _GUESTS_AFTER_STEP or self._orders.remote_trainers > 0
+        if not self._with_guests or now < self._invite_at or not begun:
             return
         self._invite_at = now + _GUESTS_AGAIN_S
-        if self._guests.cable is None:
+        if not self._guests.invited:
             why = self._guests.invite()
+            if why and self._watch.step < _GUESTS_AFTER_STEP and now < _BEGIN_S:
+                return  # nobody is there yet who could let them in
             self._with_guests = not why
             self._history.add("invited", why=why)
         elif not self._guests.here and self._striker.quiet:

@@ -215,8 +215,7 @@ class Striker:
     def _all(self, fault: Fault) -> str:
         match fault.kind:
             case "link" | "mute":
-                assert self.guests.cable is not None
-                (self.guests.cable.cut if fault.kind == "link" else self.guests.cable.mute)()
+                (self.guests.cut if fault.kind == "link" else self.guests.mute)()
                 self._soon(fault.lasts_s, lambda: self._heal(fault))
             case "guests":
                 self.guests.lose()
@@ -237,8 +236,7 @@ class Striker:
         return ""
 
     def _heal(self, fault: Fault) -> None:
-        if self.guests.cable is not None:
-            self.guests.cable.heal()
+        self.guests.heal()
         self.history.add("healed", number=fault.number)
 
     def _come_back(self, fault: Fault) -> None:

@@ -80,7 +80,8 @@ class Trial:
         directory.mkdir(parents=True)
         self._torchrun: dict[str, Any] = {}
         self._why_not = self._impossible()
-        self._orders = Orders(asked.topology, asked.steps, settings(asked), _HEARTBEAT_S)
+        remote = prepared.topology.actors.remote_trainers
+        self._orders = Orders(asked.topology, asked.steps, settings(asked), _HEARTBEAT_S, remote)
 
     def _impossible(self) -> dict[str, str]:
         """Kinds of faults that cannot be done here, and why."""
@@ -144,7 +145,6 @@ class Trial:
         return _DISK_BYTES + _PARAMETER_BYTES * count * (_KEEP + 2)
 
     def _disturbed(self, run: RunDir, faults: list[Fault], history: History) -> None:
-        guests = self._topology.data.order == "strict"
         Disturbed(
             run,
             self._orders,
@@ -152,7 +152,8 @@ class Trial:
             history=history,
             clock=self._clock,
             directory=self._directory,
-            guests=guests,
+            # In the other order what is composed depends on who works.
+            workers=self._topology.data.order == "strict",
             seed=self._asked.seed,
         ).see_through()
 
