@@ -24,7 +24,7 @@ from typing import Any, Self
 from actors import leftovers, outcome, process, rundir, topology
 from actors.outcome import End, Outcome
 from actors.process import Identity
-from actors.progress import Watcher, quiet
+from actors.progress import Unfailing, Watcher, quiet
 from actors.rundir import RunDir, RunDirError
 from actors.supervisor import reports, segments, table
 from actors.supervisor.rationing import Rationing
@@ -46,6 +46,10 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 SUPERVISOR = ("-m", "actors.supervisor")
 
 
+class NotStarted(RuntimeError):
+    """The first supervisor could not be started: nothing runs."""
+
+
 class Launcher:
     """Drives one run from outside to its end."""
 
@@ -60,7 +64,7 @@ class Launcher:
     ) -> None:
         self._run = run
         self._spec = spec
-        self._watcher = watcher
+        self._watcher = Unfailing(watcher)
         self._clock = clock or MonotonicClock()
         self._command = command
         self._rationing = Rationing(
@@ -87,14 +91,17 @@ class Launcher:
     def drive(self) -> Outcome:
         """Until the run has ended. Takes over the supervisor that lives, or starts one.
 
-        Raises OSError when the first supervisor cannot be started.
+        Raises `NotStarted`.
         """
         process.become_subreaper()
         living = table.read(self._run).get("supervisor", table.Row()).who
         if living is not None and process.alive(living):
             self._attend(living)
         else:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                raise NotStarted(f"the supervisor cannot be started: {error}") from error
         end = None
         while end is None:
             self._wait()

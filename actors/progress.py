@@ -34,6 +34,30 @@ class Watcher(Protocol):
         ...
 
 
+class Unfailing:
+    """A watcher that falls silent when nobody takes what it shows: a reader that has left, a full
+    disk, a terminal that was closed. None of that is the run's business.
+    """
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher: Watcher | None = watcher
+
+    def look(self) -> None:
+        """As the watcher does, while it can."""
+        self._try(lambda watcher: watcher.look())
+
+    def say(self, text: str) -> None:
+        """As the watcher does, while it can."""
+        self._try(lambda watcher: watcher.say(text))
+
+    def _try(self, show: Callable[[Watcher], None]) -> None:
+        if self._watcher is not None:
+            try:
+                show(self._watcher)
+            except OSError:
+                self._watcher = None
+
+
 class Tail:
     """Complete records added to metrics.jsonl since the last look."""
 

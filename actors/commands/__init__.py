@@ -86,9 +86,20 @@ def call() -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # else the interpreter tries it again, and ends with a code of its own
+            lead_nowhere()
     return code if isinstance(code, int) else 0
+
+
+def lead_nowhere() -> None:
+    """What is printed from now on, and what could not be written so far, is dropped."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,12 +1,13 @@
 """`run.py run`, the default command: launch a run, or take one up again, and see it through."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from actors.commands import Failed, Refused
+from actors.commands import Failed, Refused, lead_nowhere
 
 if TYPE_CHECKING:
     from actors.beginning import Begun
@@ -68,8 +69,8 @@ def run(
     except OSError as error:
         raise Failed(f"the run cannot be prepared: {error}") from error
     for note in begun.notes:
-        click.echo(note)
-    click.echo(f"run directory: {_shown(begun.run.path)}")
+        _tell(note)
+    _tell(f"run directory: {_shown(begun.run.path)}")
     if detach:
         _detach(begun)
         return
@@ -78,21 +79,30 @@ def run(
 
 def _drive(begun: "Begun") -> None:
     """See it through, here."""
-    from actors.launcher import Launcher, exit_code
+    from actors.launcher import Launcher, NotStarted, exit_code
 
     watcher = _watcher(begun)
     try:
         with Launcher(begun.run, begun.topology.supervision, watcher=watcher) as launcher:
             end = launcher.drive()
-    except OSError as error:
-        raise Failed(f"the supervisor cannot be started: {error}") from error
+    except NotStarted as error:
+        raise Failed(str(error)) from error
     finally:
-        watcher.close()
+        with contextlib.suppress(OSError):
+            watcher.close()
     begun.release()
     if end.end == "failed":
         raise Failed(end.reason)
-    click.echo(_last_words(begun, end))
+    _tell(_last_words(begun, end))
     sys.exit(exit_code(end))
+
+
+def _tell(text: str) -> None:
+    """Say it, to whoever still listens: a run does not depend on being read."""
+    try:
+        click.echo(text)
+    except OSError:
+        lead_nowhere()
 
 
 def _watcher(begun: "Begun") -> "Plain | Live":
@@ -124,8 +134,8 @@ def _detach(begun: "Begun") -> None:
         who = launcher.detach(begun.run, names, begun.topology.supervision.start_s)
     except (OSError, ChildProcessError, TimeoutError) as error:
         raise Failed(str(error)) from error
-    click.echo(f"running in the background, launcher pid {who.pid}")
-    click.echo(f"look at it: python run.py status --run {_shown(begun.run.path)}")
+    _tell(f"running in the background, launcher pid {who.pid}")
+    _tell(f"look at it: python run.py status --run {_shown(begun.run.path)}")
 
 
 def _shown(path: Path) -> str:

@@ -3,6 +3,7 @@
 What an actor of this file does is told by files in the run directory: `do-NAME` holds one word.
 """
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -86,7 +87,8 @@ def launch() -> None:
     command = ("-m", "tests.actors.dummies", "supervise")
     with Launcher(run, spec, watcher=watcher, command=command) as launcher:
         end = launcher.drive()
-    watcher.say(end.reason)
+    with contextlib.suppress(BrokenPipeError):
+        watcher.say(end.reason)
     sys.exit(exit_code(end))
 
 

@@ -1,16 +1,19 @@
 """What a person sees of a run."""
 
+import contextlib
 import io
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors import rundir
-from actors.progress import Live, Plain, Tail, step_line
+from actors.progress import Live, Plain, Tail, Unfailing, step_line
 from actors.rundir import RunDir
 from actors.supervisor import table
+from tests.harness import python, python_env
 
 RECORD = {
     "step": 3,
@@ -93,3 +96,25 @@ def test_the_live_line_stays_when_the_run_ends(run: RunDir, capsys: pytest.Captu
     shown = capsys.readouterr().out
     assert "supervisor killed by SIGKILL" in shown
     assert shown.rstrip().endswith("restarts 0")
+
+
+def test_a_full_disk_silences_what_is_shown_and_nothing_else(run: RunDir):
+    with open("/dev/full", "w") as full:
+        watcher = Unfailing(Plain(run, 30, full, resumed=False))
+        _add(run, RECORD)
+        watcher.look()
+        watcher.say("nobody hears this")
+        with contextlib.suppress(OSError):  # what was not taken is still in the buffer
+            full.close()
+
+
+def test_what_is_printed_to_nobody_does_not_change_how_a_command_ends():
+    script = (
+        "import os, sys; from actors.commands import run\n"
+        "r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n"
+        "run._tell('a'); run._tell('b'); print('c'); sys.exit(7)"
+    )
+    done = subprocess.run(
+        python("-c", script), check=False, env=python_env(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (7, "")

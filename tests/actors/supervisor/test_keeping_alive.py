@@ -77,6 +77,16 @@ def test_the_supervisor_is_replaced_and_nobody_else_notices(crew: Crew):
     assert crew.leftovers() == []
 
 
+def test_a_run_goes_on_when_nobody_reads_what_is_shown(crew: Crew):
+    assert crew.popen.stdout is not None
+    crew.popen.stdout.close()
+    for _ in range(2):  # each is said by the launcher; the first to nobody
+        crew.wait_for_another("supervisor", crew.kill("supervisor"))
+    crew.interrupt()
+    assert crew.finish() == 130, crew.story()
+    assert crew.leftovers() == []
+
+
 def test_a_death_without_a_supervisor_is_noticed_by_the_next_one(crew: Crew):
     supervisor = crew.kill("supervisor", signal.SIGSTOP)
     trainer = crew.kill("trainer/0")
