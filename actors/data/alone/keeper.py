@@ -26,6 +26,8 @@ from actors.data.alone.worker import Job
 from actors.ourselves import die_with_parent, set_name
 
 _HEEDLESS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A keeper that was told to go takes a moment, whatever the machine has to do besides.
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Kept:
     """The loader's hold on its keeper."""
 
     pid: int
+    pidfd: int
     link: socket.socket
 
     def fork(self, request: talk.Fork, theirs: socket.socket) -> None:
@@ -57,9 +60,19 @@ class Kept:
 
     def close(self) -> None:
         """End it and all workers, and wait for it."""
+        # Whoever was forked since, the keeper of another loader for one, has a copy of the link:
+        # to close ours alone would tell nobody.
+        with contextlib.suppress(OSError):  # it has gone before us
+            self.link.shutdown(socket.SHUT_RDWR)
         self.link.close()
+        end = select.poll()
+        end.register(self.pidfd, select.POLLIN)
+        if not end.poll(_PATIENCE_S * 1000):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)  # its workers go with it
         with contextlib.suppress(ChildProcessError):  # a program that reaps everybody's children
             os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
 
 
 def start(arena: Arena, job: Job) -> Kept:
@@ -69,7 +82,7 @@ def start(arena: Arena, job: Job) -> Kept:
     pid = os.fork()
     if pid:
         theirs.close()
-        return Kept(pid, ours)
+        return Kept(pid, os.pidfd_open(pid), ours)
     ours.close()
     return _child(lambda: _keep(theirs, loader, arena, job))
 

@@ -15,7 +15,7 @@ import pytest
 from actors import process
 from actors.data import Loader, LoaderError
 from actors.data.alone.loader import Loader as Made
-from tests.actors.data.alone.tricks import notes, noting, striking
+from tests.actors.data.alone.tricks import children, family, gone, name, notes, noting, striking
 
 ROOT = Path(__file__).parents[4]
 N, B = 60, 8
@@ -192,8 +192,8 @@ def test_the_keeper_may_die_too():
     with loader() as made:
         iterator = iter(made)
         found = [int(i) for i in next(iterator)]
-        (keeper,) = (pid for pid in children(os.getpid()) if name(pid) == "trireme-keeper")
-        os.kill(keeper, signal.SIGKILL)
+        (its,) = (pid for pid in children(os.getpid()) if name(pid) == "trireme-keeper")
+        os.kill(its, signal.SIGKILL)
         found += [int(i) for batch in iterator for i in batch]
     assert sorted(found) == EVERYTHING
 
@@ -227,32 +227,6 @@ def begun(wait: bool) -> subprocess.Popen[str]:
     assert program.stdout is not None
     assert program.stdout.readline() == "ready\n"
     return program
-
-
-def children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
-
-
-def family(pid: int) -> list[int]:
-    below = children(pid)
-    return below + [grandchild for child in below for grandchild in family(child)]
-
-
-def name(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
-def gone(pids: list[int], within_s: float = 5.0) -> bool:
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_program_that_is_killed_leaves_no_process_and_no_memory_behind():

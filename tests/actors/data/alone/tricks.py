@@ -1,4 +1,4 @@
-"""Stages that do to their worker what the sample says, and notes of who did what."""
+"""Stages that do to their worker what the sample says, notes of who did what, and of who lives."""
 
 import os
 import signal
@@ -62,3 +62,29 @@ def striking(
         raise ValueError(f"sample {i} is not to my taste")
 
     return strike
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def family(pid: int) -> list[int]:
+    below = children(pid)
+    return below + [grandchild for child in below for grandchild in family(child)]
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def gone(pids: list[int], within_s: float = 5.0) -> bool:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
