@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.optimizers.finite import NotFinite, is_finite
 from kernels.precision.sums import absolute_mean, frobenius_norm
 from kernels.precision.ternary import quantise
 
@@ -52,10 +53,10 @@ def polar(
     """The nearest matrix with orthonormal rows (M <= N) or columns, in the dtype of `w_MN`.
 
     `iterations` fixes their number; None goes on until the defect is below SMALL_DEFECT per
-    singular value. A zero matrix stays zero. Raises ValueError when an entry is not finite.
+    singular value. A zero matrix stays zero. Raises `NotFinite` when an entry is not.
     """
-    if not bool(torch.isfinite(w_MN).all()):
-        raise ValueError(
+    if not is_finite(w_MN):
+        raise NotFinite(
             "cannot project onto isometries: the weight holds values that are not finite"
         )
     if method == "svd":

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from kernels.optimizers import draws
+from kernels.optimizers.finite import NotFinite, is_finite
 
 Shape = tuple[int, ...]
 Product = Literal["across", "along"]
@@ -124,7 +125,7 @@ def contribution(asked: Round, g_MN: Tensor) -> Tensor:
 def next_round(asked: Round, summed: Tensor, plan: RefreshPlan) -> Round | Tensor:
     """The next question, given the weighted sum of all answers; after the last, the basis.
 
-    Raises torch.linalg.LinAlgError or ValueError when the sum is not finite.
+    Raises `NotFinite` when the sum is not finite, or so large that what follows from it is not.
     """
     last = 2 * plan.power_iterations + 1
     if asked.number < last:
@@ -163,13 +164,11 @@ def random_basis(shape: Shape, rank: int, key: int, device: torch.device | str =
 def orthonormal(columns: Tensor) -> Tensor:
     """Orthonormal columns with the span of `columns` (rows >= columns); arbitrary where it lacks.
 
-    Raises ValueError when an entry is not finite: a basis of NaN would poison every later step.
+    Raises `NotFinite` when an entry is not finite, here or there: a basis of NaN would poison every
+    later step.
     """
-    if not bool(torch.isfinite(columns).all()):
-        raise ValueError(
-            "cannot orthonormalise: the summed product holds values that are not finite"
-        )
-    return torch.linalg.qr(columns)[0].contiguous()
+    _check(columns)
+    return _checked(torch.linalg.qr(columns)[0].contiguous())
 
 
 def canonical(basis: Tensor) -> Tensor:
@@ -182,10 +181,28 @@ def canonical(basis: Tensor) -> Tensor:
 
 def _leading(q_SC: Tensor, summed_LC: Tensor, rank: int) -> Tensor:
     """First left singular vectors of X, from Q and X^T Q: an SVD of (C, C) instead of (C, L)."""
+    _check(summed_LC)
     _, triangle = torch.linalg.qr(summed_LC)
-    u = torch.linalg.svd(triangle.mT)[0]
+    try:
+        u = torch.linalg.svd(triangle.mT)[0]
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        raise NotFinite(f"cannot find singular vectors: {error}") from error
     rank = min(rank, q_SC.shape[0])
-    return canonical(q_SC @ u[:, :rank])
+    return _checked(canonical(q_SC @ u[:, :rank]))
+
+
+def _check(summed: Tensor) -> None:
+    if not is_finite(summed):
+        raise NotFinite(
+            "cannot orthonormalise: the summed product holds values that are not finite"
+        )
+
+
+def _checked(found: Tensor) -> Tensor:
+    """Products of what is finite, but huge, overflow."""
+    if not is_finite(found):
+        raise NotFinite("cannot orthonormalise: the summed product holds values that are too large")
+    return found
 
 
 # --- Moments, when the basis changes --------------------------------------------------------------

@@ -82,7 +82,7 @@ def sketch(g_MN: Tensor, warm_LR: Tensor, key: int) -> Tensor:
 
 
 def agree(summed_SR: Tensor) -> Tensor:
-    """The shared left factor: orthonormal columns. Raises ValueError when not finite."""
+    """The shared left factor: orthonormal columns. Raises `NotFinite`."""
     return orthonormal(summed_SR)
 
 

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.optimizers import projection
+from kernels.optimizers.finite import NotFinite
 from kernels.optimizers.muon import orthogonalise
 from kernels.optimizers.projection import RefreshPlan, Round
 from kernels.optimizers.refresh_schedule import basis_version, phase, refreshes
@@ -128,6 +131,17 @@ def test_a_gradient_that_is_not_finite_is_refused_instead_of_poisoning_the_basis
     g[3, 3] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         projection.find_basis(g, RefreshPlan(2), key=1)
+
+
+@pytest.mark.parametrize("size", [3e38, math.inf, math.nan])
+@pytest.mark.parametrize(("number", "product", "rows"), [(0, "across", 40), (3, "along", 90)])
+def test_sums_that_are_huge_are_refused_in_every_round(number, product, rows, size):
+    """Finite, but LAPACK's own sums overflow: it then says NaN, or that it does not converge."""
+    operand = projection.orthonormal(randn(90 if number == 0 else 40, 12).float())
+    summed = randn(rows, 12).float()
+    summed *= size / summed.abs().max()
+    with pytest.raises(NotFinite):
+        projection.next_round(Round(number, product, operand), summed, RefreshPlan(4))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
