@@ -7,7 +7,6 @@ bits. Nothing of it is state until the update that uses the basis has been carri
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from actors import subspace
@@ -17,6 +16,7 @@ from actors.optimizer.weighing import weighted_sum
 from actors.parameters import Parameter
 from actors.published import Array
 from actors.topology import Topology
+from kernels.optimizers.finite import NotFinite
 from kernels.optimizers.projection import Round, next_round
 from protocol import messages as m
 from protocol.errors import Malformed
@@ -51,7 +51,7 @@ class Refreshing:
         self._given.setdefault(name, {})[rank] = sketched
 
     def sum(self, step: int, parameter: Parameter, number: int) -> None:
-        """All ranks' sketches of that round are here. Raises ValueError where one is not finite."""
+        """All ranks' sketches of that round are here. Raises `NotFinite` where one is not."""
         name = parameter.name
         given = self._given.pop(name)
         asked = self._rounds.get(name)
@@ -60,9 +60,10 @@ class Refreshing:
             asked = self.schedule.first_round(step, name, self._device)
         ordered = [given[rank] for rank in sorted(given)]
         summed = weighted_sum([s.tokens for s in ordered], (s.product for s in ordered))
-        if not np.isfinite(summed).all():
-            raise ValueError("the sum of all ranks' sketches holds values that are not finite")
-        answer = next_round(asked, to_torch(summed, self._device), self.schedule.plan(name))
+        try:
+            answer = next_round(asked, to_torch(summed, self._device), self.schedule.plan(name))
+        except NotFinite as error:
+            raise NotFinite(f"no basis can be found for {name} at step {step}: {error}") from error
         if isinstance(answer, Tensor):
             self._bases[name] = numpied(kept_basis(self._group, answer))
         else:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from actors.diverged import REMEDY
 from actors.optimizer import metrics, rounds, updates
 from actors.optimizer.answers import Answers
 from actors.optimizer.attendance import Everybody, described, mask_of
@@ -23,6 +24,7 @@ from actors.parameters import Parameter, parameters, partition
 from actors.published import Array, digest, digest_from, weights_digest
 from actors.topology import Topology
 from actors.uplink import codec_of, payload_tensors
+from kernels.optimizers.finite import NotFinite
 from protocol import messages as m
 from protocol.clock import Clock
 from protocol.errors import Malformed, ProtocolError
@@ -214,10 +216,7 @@ class Shard:
         if sender != f"trainer/{rank}":
             return
         if not np.isfinite(message.loss_sum) or not np.isfinite(message.objective_sum):
-            raise RunFailed(
-                f"the loss of step {step} is not finite (trainer/{rank}): lower the learning "
-                "rates, then resume from the last checkpoint or start anew"
-            )
+            raise RunFailed(f"the loss of step {step} is not finite (trainer/{rank}): {REMEDY}")
         names = Facts._fields
         self._facts[step, rank] = Facts(*(getattr(message, name) for name in names))
         self._perform(self.rounds.facts(step, rank))
@@ -246,7 +245,10 @@ class Shard:
     def _perform(self, todo: Iterable[Instruction]) -> None:
         queue = list(todo)
         while queue:
-            queue += self._act(queue.pop(0))
+            try:
+                queue += self._act(queue.pop(0))
+            except NotFinite as error:
+                raise RunFailed(f"{error}: {REMEDY}") from error
 
     def _act(self, instruction: Instruction) -> list[Instruction]:
         """What follows from carrying it out."""
@@ -284,13 +286,7 @@ class Shard:
 
     def _sum(self, step: int, name: str, number: int) -> None:
         began = self._clock.now()
-        try:
-            self._refreshing.sum(step, self._parameters[self._index_of[name]], number)
-        except ValueError as error:
-            raise RunFailed(
-                f"no basis can be found for {name} at step {step}: {error}; lower the learning "
-                "rates, then resume from the last checkpoint or start anew"
-            ) from error
+        self._refreshing.sum(step, self._parameters[self._index_of[name]], number)
         self._computing_s += self._clock.now() - began
 
     def _apply(self, step: int, name: str) -> None:
@@ -299,9 +295,10 @@ class Shard:
         index = self._index_of[name]
         parameter = self._parameters[index]
         given = self._given[name]
-        summed = [rank for rank in sorted(given) if self._attendance.counts(step, rank, name)]
-        ordered = [given[rank] for rank in summed]
-        absent = mask_of(set(range(self._ranks)) - set(summed))
+        ordered = {
+            rank: given[rank] for rank in sorted(given) if self._attendance.counts(step, rank, name)
+        }
+        absent = mask_of(set(range(self._ranks)) - set(ordered))
         mean = updates.mean_gradient(self.topology, parameter, step, ordered, self._device)
         basis = self._refreshing.basis(name)
         found = {} if basis is None else {"basis": basis}
@@ -313,7 +310,8 @@ class Shard:
         self._answers.remember(index, step, told)
         counts = Counts(
             flips=told.flips,
-            up_bytes=sum(array.nbytes for c in ordered for array in c.payload) + sketched_up,
+            up_bytes=sum(array.nbytes for c in ordered.values() for array in c.payload)
+            + sketched_up,
             down_bytes=told.nbytes * self._ranks + sketched_down,
         )
         if self.checkpoints is not None:

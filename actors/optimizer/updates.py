@@ -4,9 +4,10 @@ Every function returns new memory; where it goes is the state's business. Sums a
 order, so the bits do not depend on who was faster.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from actors.bases import BasisSchedule, torched
@@ -24,6 +25,7 @@ from actors.topology import OptimizerGroup, Topology
 from actors.uplink import codec_of
 from kernels.model.initialise import init_parameter
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.finite import NotFinite, is_finite
 from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.schedules import learning_rate
 
@@ -56,15 +58,23 @@ def mean_gradient(
     topology: Topology,
     parameter: Parameter,
     step: int,
-    contributions: Sequence[Contribution],
+    contributions: Mapping[int, Contribution],
     device: str = "cpu",
 ) -> Array:
-    """Mean over all ranks' tokens, of gradients or of what a projection left of them."""
-    decoded = (
-        _decoded(topology, parameter, step, rank, contribution, device)
-        for rank, contribution in enumerate(contributions)
-    )
-    return weighted_sum([c.tokens for c in contributions], decoded)
+    """Mean over all ranks' tokens, of gradients or of what a projection left of them.
+
+    `contributions` are by rank, in their order. Raises `NotFinite`, with the ranks to blame.
+    """
+
+    def decoded(rank: int) -> Array:
+        return _decoded(topology, parameter, step, rank, contributions[rank], device)
+
+    mean = weighted_sum([c.tokens for c in contributions.values()], map(decoded, contributions))
+    if not is_finite(torch.from_numpy(mean)):
+        wrong = [rank for rank in contributions if not np.isfinite(decoded(rank)).all()]
+        who = ", ".join(f"trainer/{rank}" for rank in wrong) or "only the sum over ranks overflows"
+        raise NotFinite(f"the gradient of {parameter.name} is not finite at step {step} ({who})")
+    return mean
 
 
 def _decoded(
@@ -105,7 +115,8 @@ def updated(
 ) -> dict[str, Array]:
     """New master and state of `parameter` after step `step`, by name, as the layout has them.
 
-    `basis` has been found in this step, and `gradient` been projected on it.
+    `basis` has been found in this step, and `gradient` been projected on it. Raises `NotFinite`
+    when the new master is not, as it may be after a finite gradient that is huge.
     """
     group = group_of(topology.optimizer, parameter)
     tensors = {name: torch.from_numpy(array).to(device) for name, array in kept.items()}
@@ -120,6 +131,8 @@ def updated(
     if basis is not None:
         tensors = adopted(group, tensors, torched(basis, device), parameter.shape, step)
     new_master, new_state = moved(master, tensors, grad, group, lr, step)
+    if not is_finite(new_master):
+        raise NotFinite(f"{parameter.name} is not finite after the update of step {step}")
     if fires(topology.optimizer, parameter, step):
         new_master, new_state = _isometry(parameter, new_master), cleared(new_state)
     return {name: to_numpy(t) for name, t in {"master": new_master, **new_state}.items()}

@@ -16,6 +16,7 @@ import torch
 from actors import codec_memory, leftovers
 from actors.checkpoints import CheckpointError
 from actors.codec_memory import CodecMemory, MemoryLost
+from actors.diverged import Diverged
 from actors.gradient_slots import GradientSlots
 from actors.loop import Mailbox
 from actors.parameters import parameters
@@ -60,7 +61,7 @@ def main(seat: Seat) -> int:
             )
             while mailbox.stopping is None:
                 turn(trainer, mailbox, lambda m: trainer.hear(m.sender, m.message, m.frames))
-        except (ShardsDisagree, MemoryLost, CheckpointError, TopologyError) as error:
+        except (ShardsDisagree, MemoryLost, Diverged, CheckpointError, TopologyError) as error:
             mailbox.log.error("the run cannot go on", why=str(error))  # noqa: TRY400 - no bug
             mailbox.close(failed=str(error))
             return 1

@@ -113,7 +113,7 @@ class Trainer:
     def hear(self, sender: str, message: m.Message, frames: Sequence[memoryview] = ()) -> None:
         """Act on a message. What makes no sense is counted and dropped.
 
-        Raises `ShardsDisagree`.
+        Raises `ShardsDisagree`, or `Diverged` where a gradient cannot be encoded.
         """
         try:
             self._hear(sender, message, frames)
@@ -236,7 +236,10 @@ class Trainer:
         return self.rounds.may_compute
 
     def compute(self) -> None:
-        """Forward and backward of the step; gradients leave as they become complete."""
+        """Forward and backward of the step; gradients leave as they become complete.
+
+        Raises `Diverged`.
+        """
         now = self._clock.now()
         self._data_wait_s = 0.0 if self._waiting_since is None else now - self._waiting_since
         self._waiting_since = None

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from actors.codec_memory import CodecMemory, MemoryLost
 from actors.codecs import codec_for, key_of, to_numpy, to_torch
+from actors.diverged import REMEDY, Diverged
 from actors.parameters import Parameter
 from actors.published import Array
 from actors.topology import Topology
 from actors.uplink import codec_of, memory_tensors, payload_tensors
+from kernels.optimizers.finite import NotFinite
 
 
 class Uplink:
@@ -31,17 +33,24 @@ class Uplink:
         """What travels for the gradient of `step`, whose memory is kept before this returns.
 
         `gradient` is what a projection left of it, if there is one; `whole` as in
-        `uplink.travelling_shape`. The arrays may share memory with `gradient`. Raises `MemoryLost`.
+        `uplink.travelling_shape`. The arrays may share memory with `gradient`. Raises `MemoryLost`,
+        or `Diverged` where a codec finds no finite payload.
         """
         optimizer = self._topology.optimizer
         if self.codec(parameter) == "dense":
             return (to_numpy(gradient.float()),)
         before = self._remembered(step - 1, parameter)
-        payload, after = codec_for(optimizer, parameter).encode(
-            gradient,
-            {name: to_torch(array, self._device) for name, array in before.items()},
-            key_of(self._topology.seed, parameter, step, self._rank),
-        )
+        try:
+            payload, after = codec_for(optimizer, parameter).encode(
+                gradient,
+                {name: to_torch(array, self._device) for name, array in before.items()},
+                key_of(self._topology.seed, parameter, step, self._rank),
+            )
+        except NotFinite as error:
+            raise Diverged(
+                f"the gradient of {parameter.name} cannot be encoded at step {step} "
+                f"(trainer/{self._rank}): {error}; {REMEDY}"
+            ) from error
         if self._memory is not None and before:
             kept = {name: to_numpy(tensor) for name, tensor in after.items()}
             self._memory.write(parameter.name, step, kept)

@@ -242,7 +242,7 @@ def test_shared_bases_equal_a_single_process_in_double_precision(kind: str, rank
             Contribution(t, (codecs.to_numpy(project(g, p)),))
             for g, t in zip(each, tokens, strict=True)
         ]
-        averaged = updates.mean_gradient(topology, parameter, step, cores)
+        averaged = updates.mean_gradient(topology, parameter, step, dict(enumerate(cores)))
         ours = updates.updated(topology, parameter, ours, averaged, step, basis=basis)
         whole = codecs.to_numpy(project(mean, p))
         alone = updates.updated(topology, parameter, alone, whole, step, basis=basis)
