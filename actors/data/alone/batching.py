@@ -66,20 +66,25 @@ class Plan:
         settled: NDArray[np.bool_],
         left_out: Iterable[int],
         recorded: Sequence[Sequence[int]] = (),
+        over: NDArray[np.bool_] | None = None,
     ) -> Share:
-        """What is still to be delivered here. `settled`: by sample, whether some rank has it.
+        """What is still to be delivered here. `settled`: by sample, whether that has been.
 
-        Ranks take turns, so whatever their number was before, all shares together are what is
-        left, and they differ by one sample at most.
+        Ranks take turns at what was open when the epoch was cut, which all of them know alike:
+        everything, but for `over` (by sample), where a run with another number of ranks had begun
+        it. So shares never overlap, whatever each has delivered or left out since, all together
+        they are the epoch, and they differ by one sample at most.
         """
+        order = self.order(epoch)
+        cut = order if over is None else order[~over[order]]
         open_ = ~settled
         open_[np.fromiter(left_out, np.int64)] = False
-        order = self.order(epoch)
-        mine = order[open_[order]][self.rank :: self.ranks]
+        mine = cut[self.rank :: self.ranks]
+        mine = mine[open_[mine]]
         known = tuple(tuple(batch) for batch in recorded)
         first = np.array([sample for batch in known for sample in batch], np.int64)
         if len(first):
-            first = first[open_[first]]
+            first = first[np.isin(first, mine)]
             mine = np.concatenate([first, mine[~np.isin(mine, first)]])
         return Share(epoch, mine, known)
 

@@ -19,12 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-import numpy as np
-
 from actors.data.alone import collating, settings
 from actors.data.alone.batching import Plan
 from actors.data.alone.running import Running
-from actors.data.alone.state import Position, from_dicts, to_dict
+from actors.data.alone.state import beginning, from_dicts, to_dict
 from actors.data.alone.steps import StepLike
 from actors.data.foresight import Features
 from actors.data.ordering import Order
@@ -129,7 +127,7 @@ class Loader:
             features=features,
             ledger=None if ledger is None else Path(ledger),
         )
-        self._position = Position(np.zeros(len(dataset), np.bool_))
+        self._position = beginning(len(dataset))
         self._state: _Standing = "between"
         self._running: Running | None = None
         self.samples: tuple[int, ...] = ()  # that the last batch was made of
@@ -193,7 +191,8 @@ class Loader:
         return to_dict(self._position, self._setup.plan)
 
     def load_state_dict(self, state: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
-        """Go on from there. After a run with another number of ranks: the states of all of them.
+        """Go on from there. Of several ranks: the rank's own state, or those of all of them, which
+        may have been of another number.
 
         Iterators that exist go on from there too. Raises `StateError`.
         """

@@ -58,7 +58,7 @@ class Running:
         if self._record is not None:
             recorded = self._record.recorded(position.epoch, position.batches)
         share = self._setup.plan.share(
-            position.epoch, position.settled, position.left_out, recorded
+            position.epoch, position.settled, position.left_out, recorded, position.over
         )
         self._engine.begin(share, position.batches, position.left_out)
 

@@ -186,6 +186,27 @@ def test_ranks_share_an_epoch_and_resume_as_any_other_number_of_ranks(order: str
     assert abs(counts[0] - counts[1]) <= 1
 
 
+@pytest.mark.parametrize("order", ["strict", "ready"])
+def test_each_rank_goes_on_from_its_own_state_and_after_closing(order: str):
+    calm: list[int] = []
+    for rank in range(2):
+        with loader(rank=rank, ranks=2) as made:
+            calm += flat(samples_of(made))
+    seen: list[int] = []
+    for rank in range(2):
+        with loader(rank=rank, ranks=2, order=order) as made:
+            seen += flat(samples_of(made, 2 + rank))
+            state = made.state_dict()
+        with loader(rank=rank, ranks=2, order=order) as made:
+            made.load_state_dict(state)
+            iterator = iter(made)
+            seen += next(iterator)["i"].tolist()
+            made.close()
+            seen += flat([batch["i"].tolist() for batch in iterator])
+    assert sorted(seen) == list(range(N))
+    assert order == "ready" or seen == calm
+
+
 def test_a_closed_loader_goes_on_with_new_workers():
     with loader() as calm:
         expected = samples_of(calm)
