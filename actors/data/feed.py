@@ -73,6 +73,7 @@ class Composition:
     began: tuple[tuple[Key, Fact], ...]  # documents whose first token is here, in order
     refused: tuple[Refusal, ...]  # since the step before
     open_epoch: int  # in every epoch before this one all samples are settled
+    given_up: tuple[Key, ...] = ()  # documents whose rest is not to be delivered any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Feed:
         self._buffered_tokens = 0  # finished, not packed
         self._facts: deque[tuple[Key, Fact]] = deque()  # packed, first token not composed
         self._refusals: list[Refusal] = []
+        self._given_up: list[Key] = []
         self._requested: dict[int, int] = {}
         self._seen, self._seen_tokens = 1, _FIRST_GUESS_TOKENS
         self._dry = False
@@ -290,6 +292,7 @@ class Feed:
     def _drop(self, carry: Carry, what: str) -> None:
         left = carry.fact.tokens - carry.start
         epoch, sample = carry.key
+        self._given_up.append(carry.key)
         self.warnings.append(
             f"sample {sample} {what} (epoch {epoch}): its last {left} tokens are left out"
         )
@@ -312,8 +315,11 @@ class Feed:
         self._unrecorded.subtract(epoch for (epoch, _), _ in began)
         self._unrecorded = +self._unrecorded  # without those that reached zero
         open_epoch = min([self.epoch, *self._unrecorded])
-        refused = tuple(self._refusals)
-        composition = Composition(self.next_step, packed, began, refused, open_epoch)
+        composition = Composition(
+            *(self.next_step, packed, began, tuple(self._refusals), open_epoch),
+            given_up=tuple(self._given_up),
+        )
         self._refusals.clear()
+        self._given_up.clear()
         self.next_step += 1
         return composition

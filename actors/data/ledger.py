@@ -21,6 +21,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,9 @@ from actors.data.feed import Carry, Composition, Fact, Recorded, Shape
 from actors.data.ordering import Key
 from actors.data.packing import Packed, Span, Tokens
 
-# The fact that lists what lanes were in the middle of whenever steps were reshaped.
-_MOVED = "moved"
+# Facts: what lanes were in the middle of whenever steps were reshaped, and documents whose rest is
+# not to be delivered.
+_RESHAPED, _GIVEN_UP = "reshaped", "given up"
 
 _SCHEMA = """
 CREATE TABLE delivered (
@@ -202,6 +204,9 @@ class Ledger:
                 ((r.key[1], r.key[0], r.kind, r.detail) for r in composition.refused),
             )
             self._base.set_fact("open_epoch", str(composition.open_epoch))
+            if composition.given_up:
+                given_up = [*self._list(_GIVEN_UP), *composition.given_up]
+                self._base.set_fact(_GIVEN_UP, json.dumps(given_up))
             self._spool(composition.step, composition.packed, shape)
             self._db.execute("DELETE FROM spool WHERE step < ?", (forget_before,))
 
@@ -269,32 +274,43 @@ class Ledger:
             query = "SELECT epoch, sample FROM documents WHERE epoch >= ?"
             for epoch, sample in self._db.execute(query, (open_epoch,)):
                 settled.setdefault(epoch, set()).add(sample)
-            carries = tuple(carry for carry in self._carries(step) if carry.key[1] not in left_out)
+            carries = tuple(self._carries(step))
         return Recorded(step + 1, carries, open_epoch, settled, left_out)
 
     def _carries(self, step: int) -> Iterator[Carry]:
-        """What every lane was in the middle of when `step` was full, and what waited behind it."""
-        rows = self._db.execute(
-            "SELECT epoch, sample, start + length, rank * (SELECT max(row) + 1 FROM delivered "
-            "WHERE step = ?1) + row FROM delivered WHERE step = ?1 ORDER BY rank, row, offset",
-            (step,),
-        )
-        last = {lane: ((epoch, sample), end) for epoch, sample, end, lane in rows}
-        under_way = {key: (lane, end) for lane, (key, end) in last.items()}
-        for lane, epoch, sample in self._moved():
-            end = self._base.one(
-                "SELECT sum(length) FROM delivered WHERE epoch = ? AND sample = ?", (epoch, sample)
+        """What every lane was in the middle of when `step` was full, and what waited behind it.
+
+        A document in the middle of which a lane is has the lane's number. One that waits behind it,
+        since its own lane is no more, has the number it had then: it comes after those with smaller
+        ones in lane `number` modulo the lanes of now, whether or not there was a restart.
+        """
+        under_way: dict[Key, int] = {}
+        since, waiting = self._newest_reshape(step)
+        if since <= step:
+            query = (
+                "SELECT rank * (SELECT max(row) + 1 FROM delivered WHERE step = ?1) + row AS lane, "
+                "epoch, sample, max(offset) FROM delivered WHERE step = ?1 GROUP BY lane"
             )
-            if end is not None:  # the step it began with may have been forgotten
-                under_way.setdefault((epoch, sample), (lane, end))
+            rows = self._db.execute(query, (step,)).fetchall()
+            under_way = {(epoch, sample): lane for lane, epoch, sample, _ in rows}
+        for lane, epoch, sample in waiting:
+            under_way.setdefault((epoch, sample), lane)
+        given_up = {(epoch, sample) for epoch, sample in self._list(_GIVEN_UP)}
         facts = self.known(under_way)
-        for key, (lane, start) in under_way.items():
-            if start < facts[key].tokens:
+        for key, lane in under_way.items():
+            query = "SELECT sum(length) FROM delivered WHERE epoch = ? AND sample = ?"
+            start = self._base.one(query, key)
+            if start < facts[key].tokens and key not in given_up:
                 yield Carry(lane, key, start, facts[key])
 
-    def _moved(self) -> list[tuple[int, int, int]]:
-        """What lanes were in the middle of whenever steps were reshaped: lane, epoch, sample."""
-        return json.loads(self._base.fact(_MOVED) or "[]")
+    def _newest_reshape(self, step: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """The last reshape that counts when `step` is full: its first step, and what was under way
+        then (lane, epoch, sample). 0 and nothing when there was none."""
+        known = [reshape for reshape in self._list(_RESHAPED) if reshape[0] <= step + 1]
+        return known[-1] if known else (0, [])
+
+    def _list(self, fact: str) -> list[Any]:
+        return json.loads(self._base.fact(fact) or "[]")
 
     # --- forgetting -------------------------------------------------------------------------------
 
@@ -312,11 +328,9 @@ class Ledger:
         """
         with self._base.transaction():
             self._forget(step)
-            moved = {(epoch, sample): lane for lane, epoch, sample in self._moved()}
-            for carry in self._carries(step - 1):
-                moved.setdefault(carry.key, carry.lane)
-            kept = [(lane, *key) for key, lane in moved.items()]
-            self._base.set_fact(_MOVED, json.dumps(kept))
+            under_way = [(carry.lane, *carry.key) for carry in self._carries(step - 1)]
+            earlier = [reshape for reshape in self._list(_RESHAPED) if reshape[0] < step]
+            self._base.set_fact(_RESHAPED, json.dumps([*earlier, (step, under_way)]))
 
     def truncate(self, step: int, sample: int, kind: str, detail: str) -> None:
         """Forget `step` and all later ones, because `sample` is not what it was; leave it out."""
@@ -328,6 +342,8 @@ class Ledger:
 
     def _forget(self, step: int) -> None:
         """`step` and all later ones were never composed."""
+        kept = [reshape for reshape in self._list(_RESHAPED) if reshape[0] <= step]
+        self._base.set_fact(_RESHAPED, json.dumps(kept))
         began = "SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0"
         lowest = self._base.one(f"SELECT min(epoch) FROM ({began})", (step,))  # noqa: S608 - above
         self._db.execute(

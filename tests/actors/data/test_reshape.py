@@ -6,16 +6,17 @@ import sqlite3
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.data.batches import Batches
-from actors.data.feed import Feed, Recorded, Shape
+from actors.data.feed import Feed, Recorded, Refusal, Shape
 from actors.data.ledger import Ledger
 from actors.data.ordering import Key, Order
 from actors.data.packing import Document
-from tests.actors.data.test_feed import SAMPLES, made
+from tests.actors.data.test_feed import SAMPLES
 
 # How many steps are asked for, how many the next life's trainers have lost of them, and the next
 # life's ranks and rows.
@@ -24,6 +25,13 @@ lives = st.lists(
     min_size=1,
     max_size=5,
 )
+
+
+def made(key: Key) -> Document:
+    """Many are shorter than a row, some are as long as thirty: they outlive a reshape or two."""
+    epoch, sample = key
+    length = 3 + sample * sample % 31 * (9 if sample % 3 == 0 else 1)
+    return Document((epoch, sample), np.arange(length, dtype=np.int32) + 1000 * sample, 5 * length)
 
 
 class Run:
@@ -41,21 +49,21 @@ class Run:
         cuts = [steps.start, *([steps.start + len(steps) // 2] if restarts else ()), steps.stop]
         for begin, end in pairwise(cuts):
             with Ledger(self.path, incarnation=self.life) as ledger:
-                batches = Batches(ledger, shape, lambda recorded: self._feed(shape, recorded))
+                batches = Batches(ledger, shape, lambda recorded: self.feed(shape, recorded))
                 out: list[Key] = []
                 for step in range(begin, end):
                     ranks = list(range(shape.ranks))
                     self.chance.shuffle(ranks)
                     for rank in ranks:
                         batches.request(step, rank, f"trainer/{rank}")
-                    found |= self._work(batches, out)
+                    found |= self.work(batches, out)
             self.life += 1
         return [row for asked in sorted(found) for row in found[asked]]
 
-    def _feed(self, shape: Shape, recorded: Recorded) -> Feed:
+    def feed(self, shape: Shape, recorded: Recorded) -> Feed:
         return Feed(shape, SAMPLES, recorded, seed=1, order=self.order)
 
-    def _work(self, batches: Batches, out: list[Key]) -> dict[tuple[int, int], list[list[int]]]:
+    def work(self, batches: Batches, out: list[Key]) -> dict[tuple[int, int], list[list[int]]]:
         found: dict[tuple[int, int], list[list[int]]] = {}
         for _ in range(2000):
             if batches.rewound:
@@ -68,9 +76,7 @@ class Run:
             if not batches.waiting:
                 return found
             if out:
-                done = made(out.pop(self.chance.randrange(len(out))))
-                assert isinstance(done, Document)
-                batches.finished(done)
+                batches.finished(made(out.pop(self.chance.randrange(len(out)))))
         raise AssertionError(f"{batches.waiting} requests are never answered")
 
 
@@ -88,7 +94,7 @@ def course(
         given_rows += run.live(shape, range(step, step + steps), restarts=restarts)
         step = max(1, step + steps - lost)
         shape = shaped(ranks, rows)
-    given_rows += run.live(shape, range(step, step + 8), restarts=restarts)
+    given_rows += run.live(shape, range(step, step + 16), restarts=restarts)
     return given_rows
 
 
@@ -116,6 +122,10 @@ def sql(path: Path, query: str) -> list[tuple[int, ...]]:
         return db.execute(f"SELECT {query} ORDER BY 1, 2, 3").fetchall()
 
 
+# Documents that wait through two reshapes, in lanes with other numbers than at first.
+@example(plan=[(4, 0, 1, 2), (1, 0, 1, 1), (5, 1, 1, 2)])
+@example(plan=[(5, 0, 1, 2), (5, 0, 4, 2), (2, 1, 1, 1)])
+@example(plan=[(4, 2, 1, 2), (4, 2, 1, 1), (5, 1, 1, 1)])
 @given(plan=lives)
 @settings(max_examples=25)
 def test_loaders_that_die_change_nothing(
@@ -133,3 +143,32 @@ def test_as_many_rows_in_all_are_the_same_batches_however_many_trainers(tmp_path
     found += run.live(shaped(1, 6), range(5, 9), restarts=False)
     found += run.live(shaped(3, 2), range(9, 13), restarts=False)
     assert found == calm
+
+
+def test_what_is_given_up_stays_so(tmp_path: Path):
+    """A document is refused when its rest is to be made again: no later life asks for it."""
+    run = Run(tmp_path / "ledger.sqlite", "strict")
+    run.live(shaped(2, 3), range(1, 4), restarts=False)
+    with Ledger(run.path, incarnation=run.life) as ledger:
+        carried = {carry.key for carry in ledger.recorded().carries}
+        (lost, *_) = sorted(carried)
+        batches = Batches(ledger, shaped(1, 1), lambda found: run.feed(shaped(1, 1), found))
+        batches.request(4, 0, "trainer/0")
+        assert {key for key, _ in batches.to_lease()} >= carried
+        batches.refused(Refusal(lost, "truncated", "it is empty now"))
+        for key in carried - {lost}:
+            batches.finished(made(key))
+        run.work(batches, [])
+        assert "left out" in batches.warnings[-1]
+    run.life += 1
+    with Ledger(run.path, incarnation=run.life) as ledger:
+        assert lost not in {carry.key for carry in ledger.recorded().carries}
+
+
+def test_a_sample_left_out_of_later_epochs_is_delivered_to_its_end(tmp_path: Path):
+    run = Run(tmp_path / "ledger.sqlite", "strict")
+    run.live(shaped(2, 3), range(1, 4), restarts=False)
+    with Ledger(run.path, incarnation=run.life) as ledger:
+        carries = ledger.recorded().carries
+        ledger._db.execute("INSERT INTO refused VALUES (?, 1, 'other', '')", (carries[0].key[1],))
+        assert ledger.recorded().carries == carries
