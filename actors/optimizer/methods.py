@@ -1,7 +1,8 @@
 """From an optimizer table of the topology to the kernel that does its arithmetic.
 
 Every kind is one function of (master, state, gradient, settings, learning rate, step) that returns
-new tensors. What each remembers stands in layout.py, under the same names.
+new tensors; steps are those since the moments began. What each remembers stands in layout.py, under
+the same names.
 """
 
 from collections.abc import Callable, Mapping

@@ -45,7 +45,9 @@ def cleared(state: State) -> dict[str, Tensor]:
 def moved(
     master: Tensor, state: State, grad: Tensor, group: OptimizerGroup, lr: float, step: int
 ) -> New:
-    """New master and state. `grad` is what travelled, averaged."""
+    """New master and state. `grad` is what travelled, averaged; `step` counts since the moments
+    began.
+    """
     shape = tuple(master.shape)
     match group.projection:
         case "none":

@@ -12,7 +12,7 @@ import torch
 
 from actors.bases import BasisSchedule, torched
 from actors.codecs import decode, key_of, to_numpy, to_torch
-from actors.fire import fires
+from actors.fire import fires, steps_of_moments
 from actors.optimizer.layout import group_of
 from actors.optimizer.projected import adopted, cleared, moved
 from actors.optimizer.publishing import published
@@ -130,7 +130,8 @@ def updated(
     lr = rate_at(topology, group, step)
     if basis is not None:
         tensors = adopted(group, tensors, torched(basis, device), parameter.shape, step)
-    new_master, new_state = moved(master, tensors, grad, group, lr, step)
+    count = steps_of_moments(topology.optimizer, parameter, step)
+    new_master, new_state = moved(master, tensors, grad, group, lr, count)
     if not is_finite(new_master):
         raise NotFinite(f"{parameter.name} is not finite after the update of step {step}")
     if fires(topology.optimizer, parameter, step):

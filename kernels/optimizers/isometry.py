@@ -2,8 +2,10 @@
 
 Trained weights lose the even spectrum they began with, and with it the ability to learn something
 new. FIRE replaces each by the nearest matrix with orthonormal rows or columns, its polar factor,
-times sqrt(d_out / d_in); optimizer state is then cleared (zero bytes, see state.py) and the
-learning-rate schedule restarts. The function is not kept: the loss jumps and falls below.
+times sqrt(d_out / d_in); optimizer state is then cleared (zero bytes, see state.py), and with it
+the count of steps that corrects its bias. The function is not kept: the loss jumps and falls below.
+The paper also restarts the learning rate; here the caller's schedule goes on, as one that begins
+anew half-way would never come to its decay.
 
 The polar factor comes from the cubic Newton-Schulz iteration X <- 1.5 X - 0.5 X X^T X (not Muon's
 quintic, which does not converge) or from an SVD. A singular value s of the Frobenius-normalised

@@ -73,6 +73,7 @@ class PlainLoop:
         self.model.initialise(topology.seed)
         self.state: dict[str, dict[str, Tensor]] = {}
         self.memories: dict[tuple[str, int], Mapping[str, Tensor]] = {}  # of (parameter, rank)
+        self.cleared: dict[str, int] = {}  # the step whose FIRE ended a parameter's moments
         self.matrices = {p.name: p.group == "matrices" for p in parameters(topology.model)}
         # Masters of dense parameters that others see a copy of, which the model holds.
         coded = topology.optimizer.dense_updates != "dense"
@@ -180,10 +181,11 @@ class PlainLoop:
                     grad = self.projection.whole(step, name, grad)
                     if self.projection.refreshes(step, name):
                         state = {key: torch.zeros_like(t) for key, t in state.items()}
-                new, self.state[name] = _updated(master, state, grad, group, lr, step)
+                since = step - self.cleared.get(name, 0)
+                new, self.state[name] = _updated(master, state, grad, group, lr, since)
             master.copy_(new)
             if step in self.topology.optimizer.fire_at and self.matrices[name]:
-                self._fire(name, master)
+                self._fire(name, master, step)
             if name in self.masters:
                 weight.add_(self._followed(name, master - weight, step))
 
@@ -204,11 +206,12 @@ class PlainLoop:
         return codec.decode(payload, {}, tuple(behind.shape), key)
 
     @torch.no_grad()
-    def _fire(self, name: str, master: Tensor) -> None:
+    def _fire(self, name: str, master: Tensor, step: int) -> None:
         if any(fnmatchcase(name, pattern) for pattern in self.topology.optimizer.fire_exclude):
             return
         make = isometric_ternary if self.topology.model.ternary else isometric
         master.copy_(make(master))
+        self.cleared[name] = step
         for key, tensor in self.state[name].items():
             if key != "version" and not key.startswith("basis"):
                 self.state[name][key] = torch.zeros_like(tensor)

@@ -3,10 +3,13 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from actors.fire import fires, is_touched
+from actors.fire import fires, is_touched, steps_of_moments
+from actors.optimizer import updates
+from actors.optimizer.layout import state_tensors
 from actors.parameters import parameters
 from kernels.optimizers.isometry import defect, is_projected, relative_defect
 from tests.actors.exchange import Exchange, PostOffice, tiny
@@ -21,6 +24,8 @@ FIRE = (*CUT, "optimizer.fire_at=[2, 5]")
     [
         (),
         ("model.ternary=false", "optimizer.matrices.kind=adamw8bit"),
+        ("optimizer.matrices.kind=adamw", "optimizer.fire_exclude=['*.attention.*']"),
+        ("optimizer.matrices.kind=foam",),
         ("optimizer.fire_exclude=['*.attention.*']", "optimizer.matrices.kind=muon8bit"),
         ("optimizer.codec=ternary", "model.ffn_dim=192"),
         ("optimizer.matrices.projection=galore", "optimizer.matrices.kind=adamw"),
@@ -79,6 +84,29 @@ def test_a_light_process_knows_what_the_kernel_would_touch():
         kernel = is_projected(parameter.name, parameter.shape)
         ours = is_touched(topology.optimizer, parameter)
         assert ours == (kernel and parameter.group == "matrices"), parameter.name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "foam"])
+def test_moments_that_fire_cleared_are_corrected_as_at_the_beginning(kind: str):
+    """The step after FIRE moves as far as step 1 would: the rate alone has gone on."""
+    flat = ("schedule.warmup=0", "schedule.stable=9", f"optimizer.matrices.kind={kind}")
+    fired = tiny(*flat, "optimizer.fire_at=[2, 5]", "optimizer.fire_exclude=['*.o.*']")
+    fresh = tiny(*flat)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in parameters(fired.model):
+        if parameter.name not in ("layers.0.attention.q.weight", "layers.0.attention.o.weight"):
+            continue
+        master, grad = (torch.randn(parameter.shape, generator=generator).numpy() for _ in "mg")
+        declared = state_tensors(fired.optimizer, parameter)
+        kept = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in declared}
+        kept["master"] = master
+        after = updates.updated(fired, parameter, kept, grad, 6)["master"]
+        same = 1 if is_touched(fired.optimizer, parameter) else 6
+        assert (after == updates.updated(fresh, parameter, kept, grad, same)["master"]).all()
+        assert (after != updates.updated(fresh, parameter, kept, grad, 7 - same)["master"]).any()
+        touched = same == 1
+        counts = [steps_of_moments(fired.optimizer, parameter, step) for step in range(1, 8)]
+        assert counts == ([1, 2, 1, 2, 3, 1, 2] if touched else [1, 2, 3, 4, 5, 6, 7])
 
 
 @pytest.mark.parametrize("seed", range(3))
