@@ -34,6 +34,7 @@ class Composed(Generic[T]):
 
     samples: tuple[int, ...]
     items: tuple[T, ...]
+    replays: bool = False  # batches composed before are still to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +181,5 @@ class Batching(Generic[T]):
 
     def _composed(self, row: list[tuple[int, T]]) -> Composed[T]:
         self.composed += len(row)
-        return Composed(tuple(sample for sample, _ in row), tuple(item for _, item in row))
+        samples, items = tuple(sample for sample, _ in row), tuple(item for _, item in row)
+        return Composed(samples, items, replays=bool(self._recorded))

@@ -11,7 +11,7 @@ closed or forgotten, and with it all processes.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from actors import process
 from actors.data.alone import talk
 from actors.data.alone.batching import Composed, Share
 from actors.data.alone.deciding import Deciding, Leased, Loss
+from actors.data.alone.record import Record
 from actors.data.alone.seats import Heard, KeeperLost, Made, Seat, Seats
 from actors.data.crowd import Crowd
 from actors.data.learning import Timing
@@ -69,7 +70,7 @@ class Means:
     crowd: Crowd
     clock: Clock
     collate: Callable[[list[Any]], Any]
-    record: Callable[[int, int, Composed[Made], Sequence[Loss]], None]  # of epoch and step
+    record: Record | None
     name: Callable[[int], str]
 
 
@@ -289,7 +290,8 @@ class Engine:
         while (composed := deciding.compose()) is not None:
             losses, self._losses = self._losses, []
             self._step += 1
-            self._record(self._epoch, self._step, composed, losses)
+            if self._record is not None:
+                self._record.composed(self._epoch, self._step, composed, losses)
             batch = self._batch(composed)
             del composed
             with ready.changed:
@@ -298,6 +300,8 @@ class Engine:
                     ready.changed.notify_all()
             del batch
         if deciding.is_over and not ready.over:
+            if self._record is not None:
+                self._record.ended(self._epoch, self._step)
             if deciding.is_hopeless():
                 raise LoaderError(self._why_hopeless())
             with ready.changed:

@@ -11,9 +11,11 @@ batches after it again exactly as they were, in either order.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from actors.data.alone.batching import Composed
 from actors.data.alone.deciding import QUARANTINED, Loss
 from actors.data.database import Database, LedgerError, newest_life
 
@@ -32,6 +34,10 @@ CREATE TABLE refused (
 );
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+# Of a step; from one on; and of a sample, beyond one.
+_FREE_PLACE = "DELETE FROM delivered WHERE epoch = ? AND rank = ? AND step = ?"
+_FREE_FROM = "DELETE FROM delivered WHERE epoch = ? AND rank = ? AND step >= ?"
+_MOVE_UP = "DELETE FROM delivered WHERE epoch = ? AND rank = ? AND step > ? AND sample = ?"
 
 
 class Record:
@@ -72,16 +78,21 @@ class Record:
                 batches.setdefault(step, []).append(sample)
         return [tuple(batch) for batch in batches.values()]
 
-    def composed(
-        self, epoch: int, step: int, samples: Sequence[int], losses: Iterable[Loss]
-    ) -> None:
-        """A batch, and the samples that turned out to be of no use since the one before."""
-        rows = ((epoch, sample, 0, 1, step, self._rank, 0, i) for i, sample in enumerate(samples))
+    def composed(self, epoch: int, step: int, batch: Composed[Any], losses: Iterable[Loss]) -> None:
+        """A batch, and the samples that turned out to be of no use since the one before.
+
+        Where nothing came of a batch composed before, those after it move up: each takes the next
+        place, and is gone from the one it had. After the last of them nothing is left beyond.
+        """
+        samples, rank = batch.samples, self._rank
+        rows = ((epoch, sample, 0, 1, step, rank, 0, i) for i, sample in enumerate(samples))
         with self._lock, self._base.transaction():
-            self._base.connection.execute(
-                "DELETE FROM delivered WHERE epoch = ? AND rank = ? AND step = ?",
-                (epoch, self._rank, step),
-            )
+            if batch.replays:
+                places = [(epoch, rank, step, sample) for sample in samples]
+                self._base.connection.execute(_FREE_PLACE, (epoch, rank, step))
+                self._base.connection.executemany(_MOVE_UP, places)
+            else:
+                self._base.connection.execute(_FREE_FROM, (epoch, rank, step))
             self._base.connection.executemany(
                 "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
@@ -96,6 +107,11 @@ class Record:
                         "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
                         (loss.sample, epoch, loss.kind, loss.detail),
                     )
+
+    def ended(self, epoch: int, steps: int) -> None:
+        """An epoch is over, after so many batches: of what was composed before nothing is left."""
+        with self._lock, self._base.transaction():
+            self._base.connection.execute(_FREE_FROM, (epoch, self._rank, steps + 1))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,11 +1,9 @@
 """A loader's processes and thread, from its first batch until it is closed or forgotten."""
 
 import weakref
-from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.data.alone.batching import Composed
-from actors.data.alone.deciding import Deciding, Loss, Rules
+from actors.data.alone.deciding import Deciding, Rules
 from actors.data.alone.engine import Batch, Engine, Means, Ready
 from actors.data.alone.record import Record
 from actors.data.alone.seats import Made, Seats
@@ -46,7 +44,7 @@ class Running:
             crowd=Crowd(wanted.workers, wanted.most_workers, float(wanted.workers)),
             clock=MonotonicClock(),
             collate=setup.collate,
-            record=_recorder(self._record),
+            record=self._record,
             name=setup.name,
         )
         self._engine = Engine(means, self._ready)
@@ -134,15 +132,3 @@ def _record(setup: Setup) -> Record | None:
         max_deaths=wanted.max_deaths,
         durable=wanted.order == "ready",
     )
-
-
-def _recorder(
-    record: Record | None,
-) -> Callable[[int, int, Composed[Made], Sequence[Loss]], None]:
-    """What the engine calls before it lets go of a batch."""
-
-    def remember(epoch: int, step: int, batch: Composed[Made], losses: Sequence[Loss]) -> None:
-        if record is not None:
-            record.composed(epoch, step, batch.samples, losses)
-
-    return remember
