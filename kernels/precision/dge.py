@@ -24,7 +24,8 @@ STEEPEST = 3.0
 def rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """E2M1 values times scale, (M, K), and `x_MK` scaled to [-6, 6]: each row by its largest."""
     largest = x_MK.abs().amax(dim=-1, keepdim=True).clamp_(min=SMALLEST_SCALE)
-    scaled = x_MK * (E2M1_MAX / largest)
+    # A quotient that was rounded up would take the largest beyond 6, where the slope is 0.
+    scaled = (x_MK * (E2M1_MAX / largest)).clamp_(-E2M1_MAX, E2M1_MAX)
     return e2m1(scaled).mul_(largest / E2M1_MAX), scaled
 
 
