@@ -8,11 +8,12 @@ Not covered: two writers of one range (the exchange protocol's business), and a 
 under a mapping (nobody but the owner of the run may open it).
 """
 
+import errno
 import mmap
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from numpy.typing import DTypeLike, NDArray
 from protocol.errors import SegmentError
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - files are 0600 and opened with O_EXCL or O_NOFOLLOW
+# A fifth of a second of the kernel's work, or less.
+_PIECE_BYTES = 256 << 20
+# At the end of the name of a segment that is not complete.
+_BEING_MADE = ".new"
 _NAME = re.compile(r"trireme-[A-Za-z0-9_.\-]{1,200}")
 
 
@@ -75,29 +80,47 @@ class Segment:
         self.close()
 
 
-def create(name: str, nbytes: int) -> Segment:
+def create(name: str, nbytes: int, pulse: Callable[[], object] = lambda: None) -> Segment:
     """A new segment of zeros, 0600. Memory is reserved now, not at the first write.
 
-    Raises `SegmentError` when the name is bad or taken, or when /dev/shm has no room.
+    That takes most of a second per gigabyte, so `pulse` is called every now and then. The name
+    appears when all of it is there: who is killed before leaves a temporary name, which the next
+    `create` removes. Raises `SegmentError` when the name is bad or taken, or when /dev/shm has no
+    room.
     """
     if nbytes < 1:
         raise SegmentError(f"segment {name}: {nbytes} bytes; at least 1 is needed")
-    path = _path(name)
+    path, fresh = _path(name), _path(name + _BEING_MADE)
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SegmentError(f"cannot create segment {path}: {error.strerror}") from error
     try:
-        os.posix_fallocate(fd, 0, nbytes)
-        return Segment(name, mmap.mmap(fd, nbytes))
+        _reserve(fd, nbytes, pulse)
+        mapping = mmap.mmap(fd, nbytes)
+        path.hardlink_to(fresh)  # unlike a rename, it replaces nobody's
+        return Segment(name, mapping)
     except (OSError, ValueError) as error:
-        path.unlink(missing_ok=True)
         raise SegmentError(
             f"cannot reserve {nbytes / 1e6:.0f} MB for segment {path}: {error}; "
             "see `df -h /dev/shm` (containers: raise --shm-size)"
         ) from error
     finally:
+        fresh.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _reserve(fd: int, nbytes: int, pulse: Callable[[], object]) -> None:
+    """Raises OSError, at once when there is less room than that."""
+    room = os.statvfs(fd)
+    if room.f_blocks and nbytes > room.f_bavail * room.f_frsize:  # 0 blocks: no limit is set
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for at in range(0, nbytes, _PIECE_BYTES):
+        pulse()
+        os.posix_fallocate(fd, at, min(_PIECE_BYTES, nbytes - at))
 
 
 def attach(name: str) -> Segment:
@@ -116,6 +139,26 @@ def attach(name: str) -> Segment:
         raise SegmentError(f"cannot map segment {path}: {error}") from error
     finally:
         os.close(fd)
+
+
+def discard(name: str, pulse: Callable[[], object]) -> bool:
+    """Remove the segment, mapped or not, calling `pulse` while its memory is given back piece by
+    piece. Whoever still uses it is killed by SIGBUS. False when it was gone. Raises `SegmentError`.
+    """
+    try:
+        fd = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return unlink(name)
+    try:
+        found = unlink(name)  # first: a name stands for a whole segment
+        for at in reversed(range(0, os.fstat(fd).st_size, _PIECE_BYTES)):
+            pulse()
+            os.ftruncate(fd, at)
+    except OSError as error:
+        raise SegmentError(f"cannot empty segment {name}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+    return found
 
 
 def unlink(name: str) -> bool:

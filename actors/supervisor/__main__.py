@@ -38,8 +38,8 @@ def run_supervisor(path: Path, around: Surroundings | None = None) -> int:
     except (RunDirError, topology.TopologyError, ProtocolError) as error:
         # Not a crash: the next supervisor would meet the same.
         leftovers.end_all(run)
-        segments.remove(run.run_id)
         outcome.write(run, outcome.Outcome(end="failed", reason=str(error)))
+        segments.remove(run.run_id)
         return EXIT_CODES["failed"]
     finally:
         if run.outcome.exists():

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from actors import forkserver, leftovers, outcome, process, topology
 from actors.loop_async import AsyncMailbox
 from actors.process import Identity
@@ -151,13 +153,15 @@ class Supervisor:
         self.ready = True
         self.sweep()
         self._segments = self.around.segments(self.run.run_id, self.topology)
-        segments.make(self._segments)
+        segments.make(self._segments, self._show_pulse)
         living = [actor for actor in self.supervision.actors.values() if actor.who is not None]
         self.log.info("supervisor started", adopted=[actor.name for actor in living])
         for actor in living:
             assert actor.who is not None
             self.lives.watch(actor.name, actor.incarnation, actor.who)
         if own.end:
+            if own.weights_digest:
+                self.completed = (own.step, own.weights_digest)
             self.handle(Resumed(own.end, own.reason))  # our predecessor was ending the run
         if self._told_to_stop:
             self.handle(StopWanted("interrupted", at_once=self._told_not_to_wait))
@@ -169,6 +173,7 @@ class Supervisor:
         for preload in self.forkservers.open(known):
             end = self.clock.now() + _READY_S
             while not self.forkservers.warm(preload) and self.clock.now() < end:
+                self._show_pulse()
                 await asyncio.sleep(0.002)
 
     def sweep(self) -> None:
@@ -235,7 +240,7 @@ class Supervisor:
                 seat = places.seat(self.run, self.seats[name], incarnation)
                 self.beats.pop(name, None)
                 # Actors that found no supervisor for too long have removed theirs when they left.
-                segments.make(self._segments)
+                segments.make(self._segments, self._show_pulse)
                 self.forkservers.fork(
                     entry.preload,
                     forkserver.Fork(
@@ -310,12 +315,15 @@ class Supervisor:
     # --- The table and the end --------------------------------------------------------------------
 
     def _save(self) -> None:
+        step, digest = self.completed or (0, "")
         own = table.row(
             self.me,
             self.incarnation,
             restarts=self.incarnation - self.first_incarnation,
             end=self.supervision.end or "",
             reason=self.supervision.reason,
+            step=step,
+            weights_digest=digest,
         )
         rows: dict[str, table.Row] = {"supervisor": own}
         for preload, who in self.forkservers.living().items():
@@ -337,21 +345,21 @@ class Supervisor:
         assert self.finish is not None
         self.graves.close()
         leftovers.end_all(self.run)
-        stuck = segments.remove(self.run.run_id)
-        reason = self.finish.reason + (f"; left in /dev/shm: {stuck}" if stuck else "")
         step, digest = self.completed or (0, "")
         restarts = sum(actor.restarts for actor in self.supervision.actors.values())
         restarts += self.incarnation - self.first_incarnation
-        outcome.write(
-            self.run,
-            outcome.Outcome(
-                end=self.finish.end,
-                reason=reason,
-                step=step,
-                weights_digest=digest,
-                restarts=restarts,
-            ),
+        ended = outcome.Outcome(
+            end=self.finish.end,
+            reason=self.finish.reason,
+            step=step,
+            weights_digest=digest,
+            restarts=restarts,
         )
+        outcome.write(self.run, ended)  # first: much memory takes its time to be given back
+        stuck = segments.remove(self.run.run_id, self._show_pulse)
+        if stuck:
+            reason = f"{ended.reason}; left in /dev/shm: {stuck}"
+            outcome.write(self.run, msgspec.structs.replace(ended, reason=reason))
         return EXIT_CODES[self.finish.end]
 
 

@@ -3,6 +3,8 @@
 Whoever dies meanwhile, the bytes stay: that is what lets a shard be replaced within a step.
 """
 
+from collections.abc import Callable
+
 from actors.topology import Topology
 from protocol import segments
 from protocol.errors import SegmentError
@@ -27,13 +29,17 @@ def wanted(run_id: str, topology: Topology) -> dict[str, int]:
     return sizes
 
 
-def make(sizes: dict[str, int]) -> None:
-    """Create what is missing; what is there stays as it is. Raises `SegmentError`."""
+def make(sizes: dict[str, int], pulse: Callable[[], object] = lambda: None) -> None:
+    """Create what is missing; what is there stays as it is. `pulse` is called meanwhile.
+
+    Raises `SegmentError`.
+    """
     for name, nbytes in sizes.items():
+        pulse()
         try:
             found = segments.attach(name)
         except SegmentError:
-            segments.create(name, nbytes).close()
+            segments.create(name, nbytes, pulse).close()
             continue
         fits = found.nbytes == nbytes
         found.close()
@@ -44,12 +50,18 @@ def make(sizes: dict[str, int]) -> None:
             )
 
 
-def remove(run_id: str) -> list[str]:
-    """Unlink all segments of a run; returns those that could not be."""
+def remove(run_id: str, pulse: Callable[[], object] | None = None) -> list[str]:
+    """Remove all segments of a run; returns those that could not be.
+
+    With `pulse`, which is called meanwhile, nobody may use them any more.
+    """
     stuck: list[str] = []
     for name in segments.listing(f"trireme-{run_id}-"):
         try:
-            segments.unlink(name)
+            if pulse is None:
+                segments.unlink(name)
+            else:
+                segments.discard(name, pulse)
         except SegmentError:
             stuck.append(name)
     return stuck

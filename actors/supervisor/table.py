@@ -28,6 +28,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         ""  # of the supervisor: how the run is being ended, once it is
     )
     reason: str = ""
+    step: int = 0  # of the supervisor: the last one, once the shards have said that it is
+    weights_digest: str = ""  # after it
 
     @property
     def who(self) -> Identity | None:

@@ -1,6 +1,7 @@
 """Shared segments, and tensors that lie in them or in frames."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from protocol.errors import Malformed, ProtocolError, SegmentError
 from protocol.messages import TensorRef
 from protocol.segments import SHM_DIR, Segment
 from protocol.tensors import Attached, Frames, read, ref_in
+from tests.harness import python, python_env
 
 RUN = f"test{os.getpid()}"
 
@@ -84,6 +86,37 @@ def test_more_than_there_is_memory_is_refused_at_once_and_leaves_nothing():
     with pytest.raises(SegmentError, match="df -h /dev/shm"):
         segments.create(name, 1 << 50)
     assert segments.listing(name) == []
+
+
+def test_who_is_killed_while_it_makes_one_is_in_nobodys_way():
+    name = segments.segment_name(RUN, "x", "half")
+    script = (
+        "import os; from protocol import segments; segments._PIECE_BYTES = 4096; beats = []\n"
+        "def pulse():\n beats.append(1)\n if len(beats) == 3: os.kill(os.getpid(), 9)\n"
+        f"segments.create({name!r}, 16384, pulse)"
+    )
+    done = subprocess.run(python("-c", script), check=False, env=python_env())
+    assert done.returncode == -9
+    assert segments.listing(name) == [f"{name}.new"]  # found by whoever removes all of a run
+    with pytest.raises(SegmentError, match="No such file"):
+        segments.attach(name)
+    with segments.create(name, 16384) as made:
+        assert not made.array("uint8", (16384,)).any()
+    assert segments.listing(name) == [name]
+    segments.unlink(name)
+
+
+def test_making_and_removing_much_shows_that_it_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(segments, "_PIECE_BYTES", 4096)
+    name = segments.segment_name(RUN, "x", "large")
+    beats: list[int] = []
+    segments.create(name, 10_000, lambda: beats.append(1)).close()
+    assert len(beats) == 3
+    assert (SHM_DIR / name).stat().st_size == 10_000
+    assert segments.discard(name, lambda: beats.append(1))
+    assert len(beats) == 6
+    assert segments.listing(name) == []
+    assert not segments.discard(name, lambda: beats.append(1))
 
 
 @pytest.mark.parametrize(

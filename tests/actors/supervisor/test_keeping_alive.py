@@ -223,3 +223,18 @@ def test_a_supervisor_killed_while_stopping_does_not_revive_the_run(crew: Crew):
     crew.kill("supervisor")
     assert crew.finish() == 130, crew.story()
     assert crew.leftovers() == []
+
+
+def test_a_supervisor_killed_when_all_is_done_does_not_forget_what_was_reached(
+    make_crew: Callable[..., Crew],
+):
+    crew = make_crew(("recorder", "optimizer_shard/0", "data_worker/0"))
+    crew.wait_for("recorder", "optimizer_shard/0", "data_worker/0")
+    crew.tell("data_worker/0", "never leave")
+    crew.tell("optimizer_shard/0", "done")
+    wait_until(lambda: crew.rows()["supervisor"].end == "done")
+    crew.kill("supervisor")
+    assert crew.finish() == 0, crew.story()
+    found = crew.outcome()
+    assert found is not None
+    assert (found.step, found.weights_digest) == (3, "d" * 64)
