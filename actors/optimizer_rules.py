@@ -136,6 +136,12 @@ def _gum(group: OptimizerGroup, path: str) -> Iterator[Rule]:
             f"{group.remainder:g} would never send one of the two parts, and the gradient would be "
             "biased; accepted: between 0 and 1, both excluded",
         )
+    if group.clip:
+        yield (
+            f"{path}.clip",
+            "each of GUM's two parts is divided by its probability, so a bound would "
+            'bias the gradient; accepted: 0, or projection = "galore" or "none"',
+        )
 
 
 def _keys_of_kind(group: OptimizerGroup, path: str) -> Iterator[Rule]:

@@ -67,6 +67,11 @@ PARTS = ("warmup", "stable", "decay")
             'moments: has no effect on projection "gum"; accepted: projection = "galore"',
         ),
         (
+            ["optimizer.matrices.projection=gum", "optimizer.matrices.clip=1"],
+            "clip: each of GUM's two parts is divided by its probability, so a bound would "
+            'bias the gradient; accepted: 0, or projection = "galore" or "none"',
+        ),
+        (
             ["optimizer.matrices.projection=gum", "optimizer.matrices.kind=adamw"],
             'optimizer.matrices.kind: "adamw" cannot follow GUM',
         ),
