@@ -56,6 +56,7 @@ class Leased(Generic[V]):
 class Loss:
     """A sample that is left out from now on, and why."""
 
+    epoch: int  # when that was found
     sample: int
     kind: str
     detail: str
@@ -288,7 +289,7 @@ class Deciding(Generic[V]):
         self.seen += 1
         if self._batching is not None:
             self._batching.gave_up(sample)
-        return [Loss(sample, kind, detail)]
+        return [Loss(key[0], sample, kind, detail)]
 
     def is_hopeless(self) -> bool:
         """More samples were lost than the rules allow."""

@@ -20,7 +20,7 @@ from actors.data.alone import talk
 from actors.data.alone.batching import Composed, Share
 from actors.data.alone.deciding import Deciding, Leased, Loss
 from actors.data.alone.record import Record
-from actors.data.alone.seats import Heard, KeeperLost, Made, Seat, Seats
+from actors.data.alone.seats import Heard, Made, Seat, Seats
 from actors.data.crowd import Crowd
 from actors.data.learning import Timing
 from protocol.clock import Clock
@@ -56,7 +56,7 @@ class Ready:
     batches: deque[Batch] = field(default_factory=deque[Batch])
     over: bool = False  # the epoch's last batch is among them, or was taken
     serial: int = 0  # of the epoch that is wanted: what is made for another is dropped
-    problem: Exception | None = None
+    problem: BaseException | None = None
     waited: bool = False  # the consumer found nothing since the last look
     wanting: bool = False  # the consumer waits now
 
@@ -86,7 +86,8 @@ class Engine:
         self._seats.watch(self._waker.fd)
         self._commands: deque[Callable[[float], None]] = deque()
         self._closing = False
-        self._losses: list[Loss] = []
+        self._losses: list[Loss] = []  # that the record does not have yet
+        self._last_loss: Loss | None = None
         self._dead: list[tuple[Seat, float]] = []
         self._looked = self._clock.now()
         self._line_s = self._cpu_s = 0.0
@@ -125,6 +126,11 @@ class Engine:
         self._waker.ring()
         self._thread.join()
 
+    @property
+    def lives(self) -> bool:
+        """Is the thread there?"""
+        return self._thread.is_alive()
+
     def status(self) -> dict[str, Any]:
         """Figures for people, of this moment, roughly."""
         deciding, table = self._deciding, self._deciding.table
@@ -154,15 +160,19 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while not self._closing:
-                self._turn()
-        except (OSError, KeeperLost, LoaderError) as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the program has to hear of it
-            self._fail(error)
+            # SystemExit of a collate function, say, is not ours: it is for the program to see.
+            for live in (self._live, self._keep_losses):
+                try:
+                    live()
+                except BaseException as error:  # noqa: BLE001 - the program has to hear of it
+                    self._fail(error)
         finally:
             self._seats.close()
             self._waker.close()
+
+    def _live(self) -> None:
+        while not self._closing:
+            self._turn()
 
     def _turn(self) -> None:
         for fd in self._seats.wait(self._timeout_s()):
@@ -244,6 +254,7 @@ class Engine:
     def _lost(self, losses: list[Loss]) -> None:
         for loss in losses:
             self._losses.append(loss)
+            self._last_loss = loss
             if self._deciding.refused[loss.kind] <= _NAMED:
                 log.warning(
                     "%s is left out: %s: %s", self._name(loss.sample), loss.kind, loss.detail
@@ -254,7 +265,7 @@ class Engine:
     def _why_hopeless(self) -> str:
         deciding = self._deciding
         kinds = ", ".join(f"{count} {kind}" for kind, count in deciding.refused.most_common())
-        last = self._losses[-1] if self._losses else None
+        last = self._last_loss
         example = f"; the last: {self._name(last.sample)}: {last.detail}" if last else ""
         return (
             f"{sum(deciding.refused.values())} of {deciding.seen} samples could not be used "
@@ -302,6 +313,7 @@ class Engine:
         if deciding.is_over and not ready.over:
             if self._record is not None:
                 self._record.ended(self._epoch, self._step)
+                self._keep_losses()
             if deciding.is_hopeless():
                 raise LoaderError(self._why_hopeless())
             with ready.changed:
@@ -310,6 +322,11 @@ class Engine:
         if deciding.unneeded:
             self._seats.release(deciding.unneeded)
             deciding.unneeded.clear()
+
+    def _keep_losses(self) -> None:
+        losses, self._losses = self._losses, []
+        if losses and self._record is not None:
+            self._record.lost(losses)
 
     def _batch(self, composed: Composed[Made]) -> Batch:
         values = [self._seats.read(made) for made in composed.items]
@@ -328,9 +345,9 @@ class Engine:
                 self._seats.work(seat, tasks)
         self._seats.tell_freed()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._ready.changed:
-            self._ready.problem = error
+            self._ready.problem = self._ready.problem or error
             self._ready.changed.notify_all()
 
 

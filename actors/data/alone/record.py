@@ -96,22 +96,30 @@ class Record:
             self._base.connection.executemany(
                 "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
-            for loss in losses:
-                if loss.kind == QUARANTINED:
-                    self._base.connection.execute(
-                        "INSERT OR REPLACE INTO quarantined VALUES (?, ?, ?)",
-                        (loss.sample, loss.detail, self._max_deaths),
-                    )
-                else:
-                    self._base.connection.execute(
-                        "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
-                        (loss.sample, epoch, loss.kind, loss.detail),
-                    )
+            self._keep(losses)
 
     def ended(self, epoch: int, steps: int) -> None:
         """An epoch is over, after so many batches: of what was composed before nothing is left."""
         with self._lock, self._base.transaction():
             self._base.connection.execute(_FREE_FROM, (epoch, self._rank, steps + 1))
+
+    def lost(self, losses: Iterable[Loss]) -> None:
+        """Samples that are of no use, when no batch will come to say so with."""
+        with self._lock, self._base.transaction():
+            self._keep(losses)
+
+    def _keep(self, losses: Iterable[Loss]) -> None:
+        for loss in losses:
+            if loss.kind == QUARANTINED:
+                self._base.connection.execute(
+                    "INSERT OR REPLACE INTO quarantined VALUES (?, ?, ?)",
+                    (loss.sample, loss.detail, self._max_deaths),
+                )
+            else:
+                self._base.connection.execute(
+                    "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
+                    (loss.sample, loss.epoch, loss.kind, loss.detail),
+                )
 
     def close(self) -> None:
         """Let go of the file."""

@@ -2,12 +2,13 @@
 
 import contextlib
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.data import Loader
+from actors.data import Loader, LoaderError
 from actors.data.alone.loader import Loader as Made
 
 N = 24
@@ -64,3 +65,45 @@ def test_batches_composed_before_may_come_to_nothing(
         assert delivered(path) == seen + after
         found = sorted(i for some in seen + after for i in some)
         assert found == [i for i in range(N) if i not in lost]
+
+
+def refused(path: Path) -> list[Any]:
+    return rows(path, "SELECT sample, epoch, kind FROM refused ORDER BY sample")
+
+
+def test_what_is_lost_after_the_last_batch_is_kept_with_its_own_epoch(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite"
+    lost = {N - 2, N - 1}
+    with loader(path, batch_size=2, stages=[losing(lost)]) as made:
+        assert sum(len(batch) for batch in made) == N - 2
+        assert refused(path) == [(i, 0, "OSError") for i in sorted(lost)]
+        assert sum(len(batch) for batch in made) == N - 2
+    assert refused(path) == [(i, 0, "OSError") for i in sorted(lost)]
+
+
+def test_what_is_lost_before_closing_is_kept(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite"
+
+    def stage(i: int) -> int:
+        if i == 3:
+            raise OSError("gone")
+        time.sleep(0.01 if i == 4 else 60.0 if i == 5 else 0.0)
+        return i
+
+    with loader(path, batch_size=N, stages=[stage]) as made:
+        iter(made)
+        until = time.monotonic() + 20
+        while not made.status()["refused"] and time.monotonic() < until:
+            time.sleep(0.01)
+    assert refused(path) == [(3, 0, "OSError")]
+
+
+def test_what_made_a_loader_give_up_is_kept_and_named(tmp_path: Path):
+    path = tmp_path / "ledger.sqlite"
+    everything = set(range(N))
+    with (
+        loader(path, stages=[losing(everything)]) as made,
+        pytest.raises(LoaderError, match=r"OSError; the last: sample \d+: \d+ is gone"),
+    ):
+        list(made)
+    assert len(refused(path)) >= 8
