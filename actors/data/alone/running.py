@@ -1,10 +1,11 @@
 """A loader's processes and thread, from its first batch until it is closed or forgotten."""
 
+import os
 import weakref
 from typing import Any
 
 from actors.data.alone.deciding import Deciding, Rules
-from actors.data.alone.engine import Batch, Engine, Means, Ready
+from actors.data.alone.engine import Batch, Engine, LoaderError, Means, Ready
 from actors.data.alone.record import Record
 from actors.data.alone.seats import Made, Seats
 from actors.data.alone.settings import Setup, available_bytes
@@ -25,6 +26,7 @@ class Running:
     def __init__(self, setup: Setup) -> None:
         """Begins all of it. Raises OSError, `LedgerError`."""
         self._setup = setup
+        self._process = os.getpid()
         wanted = setup.wanted
         self._record = _record(setup)
         job = Job(
@@ -48,10 +50,11 @@ class Running:
             name=setup.name,
         )
         self._engine = Engine(means, self._ready)
-        self._end = weakref.finalize(self, _end, self._engine, self._record)
+        self._end = weakref.finalize(self, _end, self._engine, self._record, self._process)
 
     def begin(self, position: Position) -> None:
-        """Deliver the rest of an epoch. Raises `LedgerError`."""
+        """Deliver the rest of an epoch. Raises `LedgerError`, `LoaderError`."""
+        self._check_process()
         recorded: list[tuple[int, ...]] = []
         if self._record is not None:
             recorded = self._record.recorded(position.epoch, position.batches)
@@ -62,11 +65,14 @@ class Running:
 
     def take(self) -> Batch | None:
         """The next batch; None when the epoch is over. Raises what stopped the engine."""
+        self._check_process()
         ready, waited = self._ready, False
         with ready.changed:
             while not ready.batches:
                 if ready.problem is not None:
                     raise ready.problem
+                if not self._engine.lives:
+                    raise LoaderError("the loader's thread has ended; make another loader")
                 if ready.over:
                     ready.wanting = False
                     return None
@@ -79,6 +85,14 @@ class Running:
             batch = ready.batches.popleft()
         self._engine.consumed(waited=waited)
         return batch
+
+    def _check_process(self) -> None:
+        """A fork of the program has a copy of all this, but for the thread."""
+        if os.getpid() != self._process:
+            raise LoaderError(
+                f"this loader works for process {self._process}, and process {os.getpid()} was "
+                "forked from that; make a loader in each process"
+            )
 
     def left_out(self) -> dict[int, str]:
         """Samples that are not to be tried again, and why."""
@@ -93,7 +107,9 @@ class Running:
         self._end()
 
 
-def _end(engine: Engine, record: Record | None) -> None:
+def _end(engine: Engine, record: Record | None, process: int) -> None:
+    if os.getpid() != process:
+        return  # a fork: none of it is ours to end
     engine.close()
     if record is not None:
         record.close()
