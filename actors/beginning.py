@@ -84,7 +84,8 @@ def begin(wanted: Wanted, found: Hardware) -> Begun:
 
 
 def resume(wanted: Wanted, found: Hardware) -> Begun:
-    """A run that exists: taken over while it lives, else begun again from its last checkpoint.
+    """A run that exists: taken over while it lives, else begun again from its last checkpoint, or
+    from the first step when it has not come as far as one.
 
     Raises `TopologyError`, `RunDirError`.
     """
@@ -104,22 +105,21 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
             os.close(lock)
             raise RunDirError(f"{run.path} still runs: --fire is for a run that has been stopped")
         return Begun(run, stored, [f"{run.path} still runs; taking it over"], lock, living=True)
-    if not _has_checkpoint(run):
-        os.close(lock)
-        raise RunDirError(
-            f"{run.path} cannot be resumed: there is no complete checkpoint in {run.checkpoints}; "
-            f"start a new run"
-        )
-    if wanted.fire:
-        try:
+    try:
+        anew = _nothing_saved(run)
+        if wanted.fire:
             topology = _with_fire(topology, run)
-        except (TopologyError, RunDirError):
-            os.close(lock)
-            raise
-    _check_data(topology, str(run.topology))
+        _check_data(topology, str(run.topology))
+    except (TopologyError, RunDirError):
+        os.close(lock)
+        raise
     leftovers.clear(run)
+    if anew:
+        _forget_steps(run)
     _write_plan(run, topology, found)
     notes = [f"resuming {run.path}"]
+    if anew:
+        notes.append("no checkpoint had been written yet: it begins again with step 1")
     if any(key in _DECIDES for key in changes):
         notes.append(
             f"a step is {topology.actors.trainers} x {_rows(topology)} rows from here on "
@@ -185,8 +185,29 @@ def _write_plan(run: RunDir, topology: Topology, found: Hardware) -> None:
         ) from error
 
 
-def _has_checkpoint(run: RunDir) -> bool:
-    return any(run.checkpoints.glob("step-*/manifest.json"))
+def _nothing_saved(run: RunDir) -> bool:
+    """Whether the run has never had a checkpoint. Raises `RunDirError` when it had, and none of
+    them is one any more: what was learned is lost, and only a person can say that it may be.
+    """
+    if any(run.checkpoints.glob("step-*/manifest.json")):
+        return False
+    lost = sorted(path.name for path in run.checkpoints.glob("step-*") if path.suffix != ".tmp")
+    if lost:
+        raise RunDirError(
+            f"{run.path} cannot be resumed: there is no complete checkpoint in {run.checkpoints}, "
+            f"only what is left of {', '.join(lost[:3])}; start a new run"
+        )
+    return True
+
+
+def _forget_steps(run: RunDir) -> None:
+    """Remove what steps that nobody saved have left, so that the run is the one it would have been.
+
+    Logs stay, and the keys of those who were invited. Raises OSError.
+    """
+    for path in (run.ledger, run.metrics, run.rollouts, run.experiences):
+        for found in run.path.glob(f"{path.name}*"):  # a database's log, and older lines
+            found.unlink()
 
 
 # --- Topology -------------------------------------------------------------------------------------
@@ -233,7 +254,9 @@ def _with_fire(topology: Topology, run: RunDir) -> Topology:
     """The topology with FIRE at the end of the first step that no parameter has begun yet: a stop
     can leave some of them one step ahead. Raises `TopologyError`, `RunDirError`.
     """
-    (newest, *_) = checkpoints.listing(run.checkpoints)
+    newest = next(iter(checkpoints.listing(run.checkpoints)), None)
+    if newest is None:
+        raise RunDirError(f"--fire: {run.path} has no checkpoint yet; resume without it")
     try:
         files = [path.name for path in newest.iterdir()]
         versions = [

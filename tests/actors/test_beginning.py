@@ -1,7 +1,9 @@
 """What is refused before any process is started, and what a prepared run directory holds."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,10 +84,38 @@ def test_an_unknown_topology_names_those_that_are_known(tmp_path: Path, here: Ha
         beginning.begin(Wanted("konfig", run_dir=tmp_path / "run"), here)
 
 
-def test_nothing_to_resume_from_is_said(begun: Begun, here: Hardware):
+def test_checkpoints_that_are_none_any_more_are_said(begun: Begun, here: Hardware):
     begun.release()
-    with pytest.raises(RunDirError, match="there is no complete checkpoint"):
+    (begun.run.checkpoints / "step-00000003").mkdir()
+    with pytest.raises(RunDirError, match=r"no complete checkpoint .* left of step-00000003"):
         beginning.resume(Wanted(run_dir=begun.run.path), here)
+
+
+def test_a_run_that_never_had_a_checkpoint_begins_again(begun: Begun, here: Hardware):
+    begun.release()
+    run = begun.run
+    with contextlib.closing(sqlite3.connect(run.ledger)) as ledger:
+        ledger.execute("CREATE TABLE facts (key, value)")
+        ledger.execute("INSERT INTO facts VALUES ('incarnation', '4')")
+        ledger.commit()
+    (run.checkpoints / "step-00000003.tmp").mkdir()  # it was being written
+    steps = ("metrics.jsonl", "rollouts.jsonl", "rollouts.jsonl.1", "ledger.sqlite-wal")
+    for name in (*steps, "tokenizer.json"):
+        (run.path / name).write_text("{}\n")
+    resumed = beginning.resume(Wanted(run_dir=run.path), here)
+    assert resumed.topology == begun.topology
+    assert "begins again with step 1" in resumed.notes[1]
+    assert not any((run.path / name).exists() for name in (*steps, "ledger.sqlite"))
+    assert run.tokenizer.exists()
+    assert table.read(run)["loader"].incarnation == 4
+    resumed.release()
+
+
+def test_fire_before_the_first_checkpoint_is_refused(begun: Begun, here: Hardware):
+    begun.release()
+    with pytest.raises(RunDirError, match="no checkpoint yet"):
+        beginning.resume(Wanted(run_dir=begun.run.path, fire=True), here)
+    beginning.resume(Wanted(run_dir=begun.run.path), here).release()
 
 
 def _checkpointed(begun: Begun) -> None:

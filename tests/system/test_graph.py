@@ -137,6 +137,19 @@ def test_a_run_survives_the_loss_of_everything(start: Start, undisturbed: list[s
     assert digests(resumed) == undisturbed
 
 
+def test_a_run_that_loses_everything_before_its_first_checkpoint_begins_again(
+    start: Start, undisturbed: list[str]
+):
+    run = start("--steps", str(STEPS), settings=(*TWO, "checkpoint.every_steps=1000"))
+    run.until(lambda: run.step() >= 3, 120, "the third step")
+    run.end()
+    assert not any(run.run.checkpoints.glob("step-*/manifest.json"))
+    resumed = run.resume()
+    assert resumed.finish(200) == 0, resumed.story()
+    assert "begins again with step 1" in resumed.out
+    assert digests(resumed) == undisturbed
+
+
 def test_a_run_in_the_background_is_stopped_by_name(start: Start):
     run = start("--steps", "500", "--detach")
     assert run.finish(120) == 0, run.story()
