@@ -7,6 +7,9 @@ do. Columns are the dimension a product sums over.
 
 NVFP4 (section 5.1): blocks of 16, E4M3 scales, a float32 factor; in Transformer Engine's order of
 operations, in which each is rounded once. MXFP4: blocks of 32, scales that are powers of two.
+
+E2M1 has no infinity and no NaN. What is not finite shows in the scale, as NaN: in MXFP4 that of its
+block, in NVFP4, whose factor follows from the largest of all, every one.
 """
 
 from typing import NamedTuple
@@ -16,7 +19,15 @@ from torch import Tensor
 
 from kernels.precision import native
 from kernels.precision.hadamard import padded
-from kernels.precision.rounding import E2M1_MAX, E4M3_MAX, FLOAT32_MAX, e2m1, e4m3, power_of_two
+from kernels.precision.rounding import (
+    E2M1_MAX,
+    E4M3_MAX,
+    E8M0_MIN,
+    FLOAT32_MAX,
+    e2m1,
+    e4m3,
+    power_of_two,
+)
 from kernels.precision.ternary import Ternary
 
 # Shapes: M rows, K columns (a multiple of the block's), b blocks of columns.
@@ -80,11 +91,13 @@ def nvfp4(x_MK: Tensor, *, square: bool = False, uniform: Tensor | None = None) 
 
 
 def _encode_factor(largest: Tensor) -> Tensor:
-    """What makes the largest magnitude 6 * 448, or 1 where there is nothing."""
+    """What makes the largest magnitude 6 * 448, 1 where there is nothing, NaN where it is not
+    finite.
+    """
     # A tensor over a tensor: a number over a tensor would multiply by the reciprocal.
     encode = (largest.new_tensor(E2M1_MAX * E4M3_MAX) / largest).clamp(max=FLOAT32_MAX)
-    nothing = (largest == 0.0) | (encode == 0.0)
-    return torch.where(nothing, torch.ones_like(encode), encode)
+    encode = torch.where((largest == 0.0) | (encode == 0.0), torch.ones_like(encode), encode)
+    return torch.where(largest.isfinite(), encode, torch.nan)
 
 
 def _filled(x_MK: Tensor, square: bool) -> Tensor:
@@ -115,8 +128,8 @@ def mxfp4_unbiased(x_MK: Tensor, uniform: Tensor) -> Blocks:
     x_MK = padded(x_MK.float(), MXFP4_BLOCK)
     blocks = x_MK.view(x_MK.shape[0], -1, MXFP4_BLOCK)
     largest_Mb = blocks.abs().amax(dim=-1)
-    # E8M0 holds 2^-127 to 2^127; a block of zeros may have any.
-    smallest = torch.finfo(torch.float32).tiny
-    scales_Mb = power_of_two(largest_Mb.clamp(min=smallest)) / 4.0
+    # A block of zeros may have any scale.
+    scales_Mb = power_of_two(largest_Mb.clamp(min=4.0 * E8M0_MIN)) / 4.0
+    scales_Mb = torch.where(largest_Mb.isfinite(), scales_Mb, torch.nan)
     scaled = (blocks / scales_Mb[..., None]).mul_(0.75).view(x_MK.shape)
     return Blocks(e2m1(scaled, uniform), scales_Mb, scales_Mb.new_tensor(4.0 / 3.0))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+E8M0_MIN = 2.0**-127  # to 2^127, and a NaN
 FLOAT32_MAX = torch.finfo(torch.float32).max
 
 # Magnitudes of codes 0 .. 7; code + 8 is the negative. Ternary's -1, 0 and 1 are among them.

@@ -41,6 +41,31 @@ def test_zeros_stay_zeros():
     assert not mxfp4_unbiased(torch.zeros(3, 64), torch.rand(3, 64)).dequantised().any()
 
 
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_comes_out_as_nan_instead_of_a_large_number(value: float):
+    x = normal(32, 96)
+    x[3, 40] = value
+    draws = torch.rand(32, 96, generator=torch.Generator().manual_seed(1))
+    for blocks in (nvfp4(x), nvfp4(x, square=True), nvfp4(x, uniform=draws)):
+        assert blocks.dequantised().isnan().all()
+        assert product(blocks, nvfp4(normal(16, 96))).isnan().all()
+    blocks = mxfp4_unbiased(x, draws)
+    wrong = blocks.dequantised().isnan()
+    assert wrong[3, 32:64].all()
+    assert wrong.sum() == 32
+    assert product(blocks, mxfp4_unbiased(normal(16, 96), draws[:16]))[3].isnan().all()
+
+
+def test_scales_are_such_as_eight_bits_of_exponent_hold():
+    x = 2.0 ** torch.arange(-149.0, 128.0).repeat_interleave(32).view(-1, 32)
+    x[0] = 0.0
+    blocks = mxfp4_unbiased(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(1)))
+    kept = blocks.scales.to(torch.float8_e8m0fnu).float()
+    assert torch.equal(kept, blocks.scales)
+    assert blocks.scales.min() == 2.0**-127
+    assert (blocks.dequantised() <= 2 * x.clamp(min=2.0**-127)).all()
+
+
 def test_square_blocks_commute_with_transposition_and_others_do_not():
     w = normal(40, 50)
     square, turned = nvfp4(w, square=True), nvfp4(w.mT, square=True)
