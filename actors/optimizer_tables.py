@@ -47,7 +47,7 @@ class OptimizerGroup(Table, frozen=True):
     level: Annotated[int, Meta(ge=0, le=16)] = 2  # foam: 2^level neighbours share their moments
     second: Literal["mean_of_squares", "square_of_mean"] = "mean_of_squares"  # foam: code or paper
     residual: NotNegative = 1.0  # foam: share of what folding loses that is put back
-    alpha: Positive = 0.25  # foam: on the whole update
+    alpha: Positive = 0.25  # foam: on the whole update of a matrix
     # A basis of few directions in which gradients travel; galore keeps its moments in it, too.
     projection: Literal["none", "galore", "gum"] = "none"
     rank: CountOrNone = 0  # directions; 0: a quarter of each matrix's shorter side

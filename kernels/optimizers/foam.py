@@ -19,6 +19,8 @@ padding counts in the last fold's mean, as in the authors' code. Level 0 is Adam
 Face's place for eps, times alpha. Every row of the last dimension is on its own, so a caller short
 of memory may update slabs of rows one at a time, to the same bits.
 
+Vectors are not folded and know no alpha: for them it is plain AdamW, as in the authors' code.
+
 Not for the wire: R needs the full averaged gradient.
 """
 
@@ -41,7 +43,7 @@ class FoamHyper:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8  # not bias-corrected
-    alpha: float = 0.25  # on the whole update, apart from weight decay
+    alpha: float = 0.25  # on the whole update of a matrix, apart from weight decay
     rho: float = 1.0  # share of the residual that is put back
     second: Literal["mean_of_squares", "square_of_mean"] = "mean_of_squares"
     weight_decay: float = 0.0
@@ -73,7 +75,7 @@ def update(
     numerator = unfold(mean, width, size) + hyper.rho * residual
     spread = unfold(square, width, size) + hyper.rho**2 * residual.square()
     correction = (1 - hyper.beta2**step) ** 0.5 / (1 - hyper.beta1**step)
-    rate = hyper.lr * correction * hyper.alpha
+    rate = hyper.lr * correction * (hyper.alpha if master.ndim >= 2 else 1.0)
     new = master - rate * (numerator / (spread.sqrt() + hyper.eps))
     if hyper.weight_decay:
         new = new - hyper.lr * hyper.weight_decay * new

@@ -99,12 +99,19 @@ def test_rows_may_be_updated_slab_by_slab_to_the_same_bits():
         assert all(torch.equal(kept[name], after[name][rows]) for name in kept)
 
 
-def test_vectors_are_not_folded():
-    hyper = FoamHyper(lr=0.1, level=3, alpha=1.0, rho=5.0)
+def test_vectors_are_not_folded_and_follow_plain_adamw():
+    hyper = FoamHyper(lr=0.1, level=3, rho=5.0)
+    ours = w = randn(9)
     state = start((9,), hyper)
     assert state["mean"].shape == (9,)
-    new, _ = foam.update(torch.zeros(9).double(), state, randn(9), hyper, 1)
-    torch.testing.assert_close(new, -0.1 * randn(9).sign(), rtol=0, atol=1e-6)
+    m, v = torch.zeros_like(w), torch.zeros_like(w)
+    for t in range(1, 5):
+        g = randn(9, seed=t)
+        ours, state = foam.update(ours, state, g, hyper, t)
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        w = w - 0.1 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t) * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(ours, w, rtol=0, atol=1e-13)
 
 
 def test_the_same_arguments_give_the_same_bits_and_stay_as_they_are():
