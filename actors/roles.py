@@ -38,6 +38,14 @@ ROLES: dict[str, Entry] = {
     "rollout": Entry("actors.rollout.process:main", "torch", 5, 0),
 }
 
+
+def stopped_within(stop_s: float) -> float:
+    """Seconds that the end of a run may take: each group has `stop_s` to leave, and after them come
+    whoever did not and the shared memory. A scheduler that ends runs should grant more.
+    """
+    return stop_s * len({entry.stop_order for entry in ROLES.values()}) + 60.0
+
+
 # What each forkserver has imported before it forks. Importing must start no thread, no thread
 # pool, no CUDA and no ZeroMQ context: the forkserver checks that it still has one thread.
 PRELOADS: dict[Preload, tuple[str, ...]] = {

@@ -16,10 +16,12 @@ outlives the shard. A technique that must remember something more declares anoth
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from actors import subspace
 from actors.parameters import Parameter, parameters, partition
@@ -195,6 +197,19 @@ def state_layout(topology: Topology, shard: int) -> Layout:
         places=tuple(places),
         total_bytes=end,
         digest=_digest(topology, places, end),
+    )
+
+
+def checkpoint_bytes(topology: Topology, shard: int) -> int:
+    """The most that a checkpoint of `shard` takes on disk; what codecs remember comes on top.
+
+    One made by a stop holds both published versions, so it is all but what an update needs to redo.
+    """
+    return sum(
+        np.dtype(slot.dtype).itemsize * math.prod(slot.shape)
+        for places in state_layout(topology, shard).places
+        for slots in (places.kept, *places.published)
+        for slot in slots.values()
     )
 
 

@@ -6,12 +6,16 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import yaml
 
+from actors import roles, topology
 from actors.commands import main
+from actors.optimizer import layout
+from actors.topology import Topology
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # `run.py ...` as it stands in scripts, units, manifests and comments, to the end of the command.
@@ -38,11 +42,8 @@ def test_manifests_parse(path: Path):
 
 
 def test_the_unit_parses():
-    unit = configparser.ConfigParser(interpolation=None, strict=False)
-    unit.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
-    unit.read_string((DEPLOY / "systemd" / "trireme@.service").read_text())
-    assert unit["Service"]["ExecStart"].startswith("/bin/sh -c ")
-    assert unit["Service"]["KillMode"] == "mixed"  # the launcher ends its graph itself
+    assert _unit()["ExecStart"].startswith("/bin/sh -c ")
+    assert _unit()["KillMode"] == "mixed"  # the launcher ends its graph itself
 
 
 def calls() -> list[str]:
@@ -63,3 +64,38 @@ def test_every_command_line_is_one_that_run_py_has(call: str):
         command = main.get_command(click.Context(main), "run") or main
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+TOPOLOGIES = [topology.load(path.stem) for path in sorted((DEPLOY / "topologies").glob("*.toml"))]
+
+
+@pytest.mark.parametrize("spec", TOPOLOGIES, ids=lambda spec: spec.name)
+def test_a_stop_leaves_time_for_the_checkpoint(spec: Topology):
+    """Written at half a gigabyte per second, digested and read back; a third of the time is for
+    what is under way before it."""
+    shards = range(spec.actors.optimizer_shards)
+    nbytes = sum(layout.checkpoint_bytes(spec, shard) for shard in shards)
+    assert nbytes / 0.5e9 + nbytes / 1e9 <= 0.6 * spec.supervision.stop_s
+
+
+def test_schedulers_wait_until_a_run_has_ended():
+    stop_s = {spec.name: spec.supervision.stop_s for spec in TOPOLOGIES}
+    (job,) = (one for one in _documents("train.yaml") if one["kind"] == "Job")
+    grace_s = job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace_s > roles.stopped_within(stop_s["config_b"])
+    assert int(_unit()["TimeoutStopSec"]) > roles.stopped_within(max(stop_s.values()))
+    script = (DEPLOY / "slurm" / "train.sbatch").read_text()
+    (before_s,) = re.findall(r"--signal=B:TERM@(\d+)", script)
+    # Only the shards write for long, and this time is taken from the job's: no more than it needs.
+    assert int(before_s) > 2 * max(stop_s.values()) + 60
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text()))
+
+
+def _unit() -> configparser.SectionProxy:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
+    unit.read_string((DEPLOY / "systemd" / "trireme@.service").read_text())
+    return unit["Service"]
