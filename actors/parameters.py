@@ -25,19 +25,24 @@ class Parameter:
 
     `kind` says how it travels: "ternary" as 2-bit codes and a scale, "dense" as float32.
     `group` says who optimises it: "matrices" are the hidden ones (Muon), "dense" all else (AdamW).
-    `decays` is false where weight decay would pull towards something that is not neutral.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
     group: Group
-    decays: bool = True
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay may pull it to zero: not a gain, whose neutral value is one, nor a
+        bias or any other vector.
+        """
+        return len(self.shape) >= 2
 
 
 def ffn_dim(model: ModelSpec) -> int:
@@ -122,11 +127,10 @@ def stream_logits(model: ModelSpec) -> int:
 
 
 def _streams(name: str, logits: int, inputs: int, alphas: int) -> list[Parameter]:
-    """A neutral b or alpha is not zero, so nothing may pull them there (mHC, section 3)."""
     return [
         _dense(f"{name}.phi", logits, inputs),
-        Parameter(f"{name}.b", (logits,), "dense", "dense", decays=False),
-        Parameter(f"{name}.alpha", (alphas,), "dense", "dense", decays=False),
+        _dense(f"{name}.b", logits),
+        _dense(f"{name}.alpha", alphas),
     ]
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 
+from actors.optimizer.layout import group_of
 from actors.parameters import (
     Parameter,
     applied_count,
@@ -85,13 +86,30 @@ def test_the_three_machines_models_have_the_sizes_they_are_known_by(name: str, b
     assert unique_count(model) / 1e9 == pytest.approx(billions, rel=0.01)
 
 
-def test_nothing_pulls_what_streams_begin_with_to_zero():
+def test_nothing_pulls_to_zero_what_is_neutral_elsewhere():
+    """Gains of norms, biases, and what residual streams begin with (mHC, section 3)."""
     still = [p.name for p in parameters(tiny(streams=2)) if not p.decays]
-    assert len(still) == 2 * (2 * TINY.layers + 1)
-    assert all(
-        name.endswith(("streams.b", "streams.alpha", "head.b", "head.alpha")) for name in still
-    )
-    assert all(p.decays for p in parameters(TINY))
+    ends = ("streams.b", "streams.alpha", "head.b", "head.alpha")
+    assert len([name for name in still if name.endswith(ends)]) == 2 * (2 * TINY.layers + 1)
+    others = [name for name in still if not name.endswith(ends)]
+    assert others == [p.name for p in parameters(TINY) if not p.decays]
+    assert len(others) == 6 * TINY.layers + 2
+    assert all("norm" in name or name.endswith("bias") for name in others)
+    assert {p.name for p in parameters(TINY) if p.decays} >= {
+        "embedding.weight",
+        "exit_gate.weight",
+        "layers.0.attention.q.weight",
+    }
+
+
+def test_a_dense_weight_decay_leaves_gains_alone():
+    path = ROOT / "deploy/topologies/local.toml"
+    spec = decode(
+        path.read_text(), source=str(path), overrides=("optimizer.dense.weight_decay=0.5",)
+    ).optimizer
+    held = {p.name: group_of(spec, p).weight_decay for p in parameters(TINY)}
+    assert held["embedding.weight"] == 0.5
+    assert held["norm.weight"] == held["exit_gate.bias"] == 0.0
 
 
 def test_applied_counts_every_loop_but_not_the_lookup():
