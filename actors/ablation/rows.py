@@ -6,8 +6,10 @@ last row has everything on that works together.
 
 HALF and TENTH in a setting are those of the run's steps.
 
-A row's own figures are named here and measured in figures.py. Learning rates of rows with another
-optimizer are tuned: `--tune` tries the factors in RATES on each of them and shows what it found.
+A row's own figures are named here and measured in figures.py. `--tune` tries the factors in RATES on
+the learning rates of AdamW and of Muon and shows what it found. All other rows have the rate of
+the one of these two that they stand on, so a technique that wants another rate looks worse than it
+is.
 """
 
 from collections.abc import Collection
