@@ -6,10 +6,9 @@ last row has everything on that works together.
 
 HALF and TENTH in a setting are those of the run's steps.
 
-A row's own figures are named here and measured in figures.py. `--tune` tries the factors in RATES on
-the learning rates of AdamW and of Muon and shows what it found. All other rows have the rate of
-the one of these two that they stand on, so a technique that wants another rate looks worse than it
-is.
+A row's own figures are named here and measured in figures.py. `--tune` tries the factors in RATES
+on the learning rates of AdamW and of Muon and shows what it found. All other rows have the rate of
+the one of these two that they stand on, so a technique that wants another looks worse than it is.
 """
 
 from collections.abc import Collection
