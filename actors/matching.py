@@ -9,6 +9,7 @@ import msgspec
 
 from actors.hardware import Hardware
 from actors.parameters import unique_count
+from actors.placement import usable_cores
 from actors.strict_toml import TopologyError
 from actors.topology import ActorCounts, HardwareWanted, Topology, emulate
 from actors.topology_rules import tensor_count
@@ -86,7 +87,7 @@ def found_as_wanted(hardware: Hardware) -> HardwareWanted:
         gpus=len(gpus),
         gpu_memory_gb=round(min((gpu.memory_bytes for gpu in gpus), default=0) / 1e9, 1),
         gpu_name=gpus[0].name if gpus else "",
-        cores=len({cpu.core for cpu in usable}),
+        cores=len(usable_cores(hardware)),  # a quota pays for fewer than may be used
         numa_nodes=len({cpu.node for cpu in usable}),
         memory_gb=round(hardware.memory_bytes / 1e9, 1),
     )

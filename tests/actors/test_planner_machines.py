@@ -9,6 +9,7 @@ import pytest
 from actors import hwloc, planner, preparing
 from actors.hardware import Cpu, Hardware, Node, parse_cpulist
 from actors.planner import Placement, Plan
+from actors.topology import TopologyError
 
 FILES = Path(__file__).parent.parent / "hardware"
 
@@ -167,6 +168,13 @@ def test_a_quota_leaves_as_many_threads_as_it_pays_for_near_the_gpu():
     plan = made("config_c", hardware)
     assert {cpu for actor in plan.actors for cpu in actor.cpus} == {21, 22, 23, 24}
     assert "the cgroup grants 3.5 cores: 4 threads are used" in plan.notes
+
+
+def test_hardware_that_must_be_there_is_there_only_as_far_as_a_quota_pays_for_it():
+    granted = {n: msgspec.structs.replace(machine("config_b"), cpu_quota=n) for n in (1.0, 8.0)}
+    preparing.prepare("config_b", granted[8.0], require_hardware=True)
+    with pytest.raises(TopologyError, match="8 cores wanted, 1 found"):
+        preparing.prepare("config_b", granted[1.0], require_hardware=True)
 
 
 def test_local_takes_every_gpu_and_some_cores_of_a_larger_machine():
