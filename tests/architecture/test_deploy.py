@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 import yaml
 
-from actors import roles, topology
+from actors import hwloc, matching, roles, topology
 from actors.commands import main
 from actors.optimizer import layout
+from actors.supervisor import segments
 from actors.topology import Topology
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+MACHINES = Path(__file__).parents[1] / "hardware"
 # `run.py ...` as it stands in scripts, units, manifests and comments, to the end of the command.
 CALL = re.compile(r"run\.py ((?=[\w-])(?:[^;&|`\n\\)']|\\\n)+)")
 FILES = [
@@ -88,6 +91,25 @@ def test_schedulers_wait_until_a_run_has_ended():
     (before_s,) = re.findall(r"--signal=B:TERM@(\d+)", script)
     # Only the shards write for long, and this time is taken from the job's: no more than it needs.
     assert int(before_s) > 2 * max(stop_s.values()) + 60
+
+
+def test_a_pod_has_what_its_topology_must_have():
+    (job,) = (one for one in _documents("train.yaml") if one["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert "--topology config_b" in container["args"][0]
+    limits = container["resources"]["limits"]
+    machine = hwloc.read_file(MACHINES / "config_b.xml")
+    pod = msgspec.structs.replace(
+        machine,
+        cpu_quota=float(limits["cpu"]),
+        memory_bytes=int(limits["memory"].removesuffix("Gi")) << 30,
+        gpus=machine.gpus[: limits["nvidia.com/gpu"]],
+    )
+    (spec,) = (one for one in TOPOLOGIES if one.name == "config_b")
+    assert matching.deficits(spec.hardware, pod) == {}
+    (shm,) = (one for one in job["spec"]["template"]["spec"]["volumes"] if one["name"] == "shm")
+    room = int(shm["emptyDir"]["sizeLimit"].removesuffix("Gi")) << 30
+    assert sum(segments.wanted("x", spec).values()) < room
 
 
 def _documents(name: str) -> list[dict[str, Any]]:
