@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import yaml
 
-from actors import hwloc, matching, roles, topology
+from actors import hwloc, launcher, matching, roles, topology
 from actors.commands import main
 from actors.optimizer import layout
+from actors.outcome import Outcome
 from actors.supervisor import segments
 from actors.topology import Topology
 
@@ -47,6 +48,8 @@ def test_manifests_parse(path: Path):
 def test_the_unit_parses():
     assert _unit()["ExecStart"].startswith("/bin/sh -c ")
     assert _unit()["KillMode"] == "mixed"  # the launcher ends its graph itself
+    stopped = launcher.exit_code(Outcome(end="stopped", reason=""))
+    assert _unit()["SuccessExitStatus"] == str(stopped)  # else it would be started again
 
 
 def calls() -> list[str]:
