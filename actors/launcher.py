@@ -263,7 +263,10 @@ class Launcher:
             self._selector.select(0.01)
         self._reap()
         stuck = segments.remove(self._run.run_id)
-        self._run.remove_socket_dir()
+        try:
+            self._run.remove_socket_dir()
+        except RunDirError as error:
+            self._watcher.say(f"sockets are left: {error}")
         if outcome.read(self._run) is None:
             outcome.write(self._run, end)
         if left:

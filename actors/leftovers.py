@@ -1,5 +1,6 @@
 """What a run must not leave behind: processes, shared memory, sockets. And how it is removed."""
 
+import contextlib
 import os
 import select
 import signal
@@ -7,7 +8,7 @@ import signal
 from actors import process
 from actors.data.database import newest_life
 from actors.process import Identity
-from actors.rundir import RunDir
+from actors.rundir import RunDir, RunDirError
 from actors.supervisor import segments, table
 from protocol.clock import Deadline, MonotonicClock
 
@@ -42,7 +43,8 @@ def clear_last(run: RunDir, within_s: float = 5.0) -> bool:
     if lock is None:
         return False
     segments.remove(run.run_id)
-    run.remove_socket_dir()
+    with contextlib.suppress(RunDirError):  # nobody is there who could be told
+        run.remove_socket_dir()
     os.close(lock)
     return True
 
@@ -53,7 +55,7 @@ def clear(run: RunDir) -> None:
     Incarnations go on counting, so that whoever of the past still speaks is refused. The table of
     processes is not synced: after a crash of the machine it may be old, or gone. What a loader's
     life did is remembered on other hosts and in the ledger, which knows its last owner for certain.
-    Raises OSError.
+    Raises OSError, and `RunDirError` when somebody else holds the name of the socket directory.
     """
     end_all(run)
     segments.remove(run.run_id)

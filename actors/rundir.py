@@ -172,20 +172,30 @@ class RunDir:
         path = self.socket_dir
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise RunDirError(f"{path} is not a directory of yours; remove it and start again")
+        found = _our_directory(path)
         if stat.S_IMODE(found.st_mode) & 0o077:
             raise RunDirError(f"{path} is open to others (wanted mode 0700); remove it")
         return path
 
     def remove_socket_dir(self) -> None:
-        """Remove the socket directory and what lies in it. Nothing happens when it is gone."""
+        """Remove the socket directory and what lies in it. Nothing happens when it is gone.
+
+        Raises `RunDirError` when the name is not our directory's: anybody can make a link there.
+        """
         path = self.socket_dir
         with contextlib.suppress(FileNotFoundError):
+            _our_directory(path)
             for entry in path.iterdir():
                 entry.unlink(missing_ok=True)
             path.rmdir()
+
+
+def _our_directory(path: Path) -> os.stat_result:
+    """Of a directory of this user, not a link to one. Raises `RunDirError`, FileNotFoundError."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise RunDirError(f"{path} is not a directory of yours; remove it and start again")
+    return found
 
 
 def create(path: Path) -> RunDir:

@@ -7,6 +7,7 @@ Ends with 0 when the run is done, 3 when it failed, 130 when it was stopped; out
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -43,7 +44,8 @@ def run_supervisor(path: Path, around: Surroundings | None = None) -> int:
         return EXIT_CODES["failed"]
     finally:
         if run.outcome.exists():
-            run.remove_socket_dir()
+            with contextlib.suppress(RunDirError):  # the launcher says it
+                run.remove_socket_dir()
         os.close(lock)
 
 

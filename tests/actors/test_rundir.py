@@ -120,6 +120,20 @@ def test_a_socket_directory_that_is_a_link_is_refused(tmp_path: Path):
         run.socket_dir.unlink()
 
 
+def test_a_link_in_the_place_of_the_socket_directory_is_not_followed_to_be_emptied(tmp_path: Path):
+    run = rundir.create(tmp_path / "run")
+    behind = tmp_path / "behind"
+    behind.mkdir()
+    (behind / "precious").touch()
+    run.socket_dir.symlink_to(behind)
+    try:
+        with pytest.raises(RunDirError, match="not a directory of yours"):
+            run.remove_socket_dir()
+        assert (behind / "precious").exists()
+    finally:
+        run.socket_dir.unlink()
+
+
 def test_latest_follows_the_newest_run_but_never_replaces_a_real_directory(tmp_path: Path):
     first, second = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
     rundir.point_latest_at(first)
