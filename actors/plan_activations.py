@@ -9,7 +9,7 @@ from actors.topology import ModelSpec, TrainSpec
 
 FP32 = 4
 # The objective makes logits in pieces of this many elements and holds about three at a time.
-_LOGIT_BYTES = 3 * FP32 * (1 << 20)
+_LOGIT_BYTES = 3 * FP32 * (1 << 19)
 
 
 def activation_bytes(model: ModelSpec, rows: int, train: TrainSpec | None = None) -> int:

@@ -12,6 +12,7 @@ from actors.optimizer.layout import state_layout
 from actors.supervisor import segments
 from actors.topology import ModelSpec, TrainSpec
 from kernels.model.config import ModelConfig, TrainConfig
+from kernels.model.cross_entropy import LOGIT_ELEMENTS
 from kernels.model.model import LoopLM
 from kernels.model.objective import objective
 from tests.actors.exchange import Exchange, tiny
@@ -66,6 +67,11 @@ def test_activations_are_what_autograd_keeps(rows: int, change: dict[str, int]):
     model = msgspec.structs.replace(SMALL.model, **change)
     estimate = plan_memory.activation_bytes(model, rows) - plan_memory.logit_bytes(model, rows)
     assert estimate == pytest.approx(kept_by_autograd(model, rows), rel=0.1)
+
+
+def test_logits_are_planned_in_the_kernels_pieces():
+    large = msgspec.structs.replace(SMALL.model, vocab_size=100_000)
+    assert plan_memory.logit_bytes(large, 64) == 3 * 4 * LOGIT_ELEMENTS
 
 
 @pytest.mark.parametrize(
