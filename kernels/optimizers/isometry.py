@@ -18,8 +18,7 @@ Ternary layers. Forward sees codes T = round(W / g) and one scale g = mean |W|. 
 when W is multiplied by a number, so FIRE decides the codes and we are free to choose g: the master
 is projected and then rescaled to the g it had. The layer keeps its output scale, which the norms
 around it were trained for, whereas sqrt(d_out / d_in) would replace a learned scale by a constant.
-What is seen by forward is then not an isometry but the ternary rounding of one: `ternary_defect`
-says how far it is.
+What is seen by forward is then not an isometry but the ternary rounding of one.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,6 @@ from torch import Tensor
 
 from kernels.optimizers.finite import NotFinite, is_finite
 from kernels.precision.sums import absolute_mean, frobenius_norm
-from kernels.precision.ternary import quantise
 
 # Never projected unless asked for: the scale of these is what they have learned, and a tied head
 # would be stretched by sqrt(vocabulary / width).
@@ -116,11 +114,6 @@ def relative_defect(w_MN: Tensor) -> float:
     gram = x @ x.mT
     mean, square = gram.diagonal().mean(), gram.square().sum() / gram.shape[0]
     return float(1.0 - mean.square() / torch.where(square > 0, square, 1.0))
-
-
-def ternary_defect(master_MN: Tensor) -> float:
-    """`relative_defect` of what a ternary layer's forward sees: its codes."""
-    return relative_defect(quantise(master_MN).codes.to(master_MN.dtype))
 
 
 def _defect(gram: Tensor) -> float:

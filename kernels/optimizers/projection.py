@@ -21,10 +21,7 @@ travels. With X the gradient, shorter side first, (S, L):
     Q = orth(sum)               ->    X_k^T Q     (L, C)     "along"
     P = first R columns of Q U, with U S V^T = (sum)^T
 
-Trainers keep this one gradient until the last round. Where even that is too much there is the
-warm start (`warm_round`, `warm_basis`): one "across" round whose operand comes from the previous
-step's core, so its sum can be gathered over micro-batches like the core itself. That is one power
-iteration per refresh, spread over steps; it follows the subspace but does not equal GaLore's.
+Trainers keep this one gradient until the last round.
 
 Singular vectors have arbitrary signs; here the entry of largest magnitude is positive. Basis and
 operands are pure functions of what was summed, so a lost owner repeats them.
@@ -142,17 +139,6 @@ def find_basis(g_MN: Tensor, plan: RefreshPlan, key: int) -> Tensor:
         if isinstance(answer, Tensor):
             return answer
         asked = answer
-
-
-def warm_round(core: Tensor, shape: Shape) -> Round:
-    """Ask for one product only, along the directions of the previous step's averaged core."""
-    return Round(0, "across", orthonormal(core.mT if is_wide(shape) else core))
-
-
-def warm_basis(summed: Tensor) -> Tensor:
-    """The basis from the answers to `warm_round`: their left singular vectors, (S, R)."""
-    q, small = torch.linalg.qr(summed)
-    return canonical(q @ torch.linalg.svd(small)[0])
 
 
 def random_basis(shape: Shape, rank: int, key: int, device: torch.device | str = "cpu") -> Tensor:

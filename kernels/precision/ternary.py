@@ -47,16 +47,6 @@ def quantise(w_OI: Tensor) -> Ternary:
     return Ternary(codes, scale)
 
 
-def recover(w_OI: Tensor) -> Ternary:
-    """Codes and scale of weights that are already g T.
-
-    `quantise` would be wrong here: mean |g T| is g times the share of non-zero codes, so it is not
-    idempotent. The scale is the largest magnitude instead.
-    """
-    scale = w_OI.abs().amax().clamp_(min=SMALLEST_SCALE)
-    return Ternary((w_OI / scale).round_().clamp_(-1, 1).to(torch.int8), scale)
-
-
 def quantise_activations(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """Absmax quantisation per token: int8 (N, I) in [-127, 127] and the step (N, 1).
 
