@@ -53,10 +53,12 @@ _CONFINED = {
 }  # fmt: skip
 _FORKS = {"fork": (57, -1), "vfork": (58, -1)}
 _CLONE, _CLONE3, _PRLIMIT, _IOCTL, _FCNTL = (56, 220), (435, 435), (302, 261), (16, 29), (72, 25)
+_PRCTL = (157, 167)
 _KILLS = ((62, 129), (234, 131))  # kill, tgkill: the process is the first argument of both
 _NEW_NAMESPACES = 0x7E020080
 _CLONE_THREAD = 0x00010000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put words into a terminal's mouth
+_PR_SET_PDEATHSIG = 1  # outlive whoever started it
 _F_SETOWN, _F_SETOWN_EX = 8, 15  # have the kernel signal somebody
 
 # BPF: load a word of (nr, arch, instruction pointer, six arguments); jump; return.
@@ -97,6 +99,7 @@ def build(machine: str, *, processes: bool, threads: bool, confined_to: int = 0)
     program += _when(_CLONE[column], _cloning(processes=processes, threads=threads))
     program += _when(_PRLIMIT[column], [*_unless(2, 0), *_unless(2, 0, high=True)])
     program += _when(_IOCTL[column], _refused(1, _TIOCSTI, _TIOCLINUX))
+    program += _when(_PRCTL[column], _refused(0, _PR_SET_PDEATHSIG))
     if confined_to:
         program += _when(_FCNTL[column], _refused(1, _F_SETOWN, _F_SETOWN_EX))
         for numbers in _KILLS:

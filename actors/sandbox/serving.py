@@ -151,7 +151,10 @@ class Served:
     def _take(self, ready: Mapping[int, int]) -> None:
         """Read what it writes. Raises `Gone` at its end, or when it is too much."""
         if self._box.stderr in ready:
-            self._stderr += os.read(self._box.stderr, _PIECE)
+            piece = os.read(self._box.stderr, _PIECE)
+            if not piece:  # closed: it would be ready for ever
+                self._poller.unregister(self._box.stderr)
+            self._stderr += piece
             del self._stderr[:-_LAST_WORDS]
         if self._box.stdout in ready:
             piece = os.read(self._box.stdout, _PIECE)
