@@ -122,10 +122,13 @@ class _Life:
         if stuck:
             raise CheckpointError(f"damaged checkpoints cannot be renamed: {stuck[0]}; remove it")
         if found is None:
-            updates.fill_fresh(self._state, self._topology)
+            updates.fill_fresh(self._state, self._topology, self._mailbox.progress)
             log.info("state made from the seed", seed=self._topology.seed)
             return
-        restore.restore(self._state, found, self._topology, self._index, self._memories)
+        restore.restore(
+            *(self._state, found, self._topology, self._index, self._memories),
+            filled=self._mailbox.progress,
+        )
         log.info("state restored", checkpoint=str(found.path), committed=self._state.committed)
 
     def run(self) -> None:

@@ -1,6 +1,6 @@
 """Filling a shard's empty state from a checkpoint, whatever number of shards wrote it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,11 @@ def restore(
     topology: Topology,
     shard: int,
     memories: Sequence[CodecMemory] = (),
+    filled: Callable[[], object] = lambda: None,
 ) -> None:
     """Fill `state` and make it ready; `memories` of all ranks too, as far as they are this shard's.
 
+    `filled` is called after each parameter.
     A rank that the checkpoint does not know begins with an empty memory. Raises `CheckpointError`
     when the checkpoint does not fit.
     """
@@ -44,6 +46,7 @@ def restore(
                 index = wanted.pop(name)
                 _fill(state, index, file, topology)
                 _remember(memories, state.layout.places[index].parameter, file, manifest, topology)
+                filled()
     if wanted:
         raise CheckpointError(
             f"{checkpoint.path} holds no {sorted(wanted)[0]}: it was made with another model"

@@ -4,7 +4,7 @@ Every function returns new memory; where it goes is the state's business. Sums a
 order, so the bits do not depend on who was faster.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -145,8 +145,13 @@ def _isometry(parameter: Parameter, master: torch.Tensor) -> torch.Tensor:
     return isometric(master)
 
 
-def fill_fresh(state: State, topology: Topology) -> None:
-    """Version 0 of every parameter of this shard, from the seed and its name alone."""
+def fill_fresh(
+    state: State, topology: Topology, filled: Callable[[], object] = lambda: None
+) -> None:
+    """Version 0 of every parameter of this shard, from the seed and its name alone.
+
+    `filled` is called after each of them.
+    """
     schedule = BasisSchedule(topology)
     for index, place in enumerate(state.layout.places):
         parameter = place.parameter
@@ -156,4 +161,5 @@ def fill_fresh(state: State, topology: Topology) -> None:
         shown = published(parameter, master)
         state.fill(index, 0, {"master": master, **schedule.random_basis(parameter)})
         state.publish(index, 0, shown, digest(parameter, shown))
+        filled()
     state.set_ready(0)

@@ -50,6 +50,9 @@ from protocol.messages import ActorState, PeerDown, PeerUp, Stop
 # Between the request for stacks and SIGKILL: printing them takes a few milliseconds.
 _LAST_WORDS_S = 0.2
 
+# Before its first progress (a checkpoint is read, a model built) an actor has so many `hang_s`.
+_BEGINNINGS = 5
+
 # SIGKILL ends everything that is not stuck inside the kernel.
 _UNKILLABLE_S = 20.0
 
@@ -302,9 +305,9 @@ class Supervision:
             return []
         if now - actor.heard_at > spec.silence_s:
             return self._condemn(actor, f"silent for {now - actor.heard_at:.1f} s", now)
-        counts = actor.last is not None and actor.last.progress > 0
-        if counts and now - actor.progressed_at > spec.hang_s:
-            stuck_s = now - actor.progressed_at
+        begun = actor.last is not None and actor.last.progress > 0
+        stuck_s = now - actor.progressed_at
+        if stuck_s > (1 if begun else _BEGINNINGS) * spec.hang_s:
             return self._condemn(actor, f"beats, but made no progress for {stuck_s:.0f} s", now)
         return []
 

@@ -162,6 +162,19 @@ def test_one_that_beats_without_progress_is_killed(world: World):
     assert report.why.startswith("beats, but made no progress for 60 s")
 
 
+def test_one_that_never_begins_to_make_progress_is_killed_in_the_end(world: World):
+    """It answers for its computing thread, which hangs before it has counted anything."""
+    world.up()
+    killed: dict[str, int] = {}
+    for second in range(1, 310):
+        world.clock.advance(1.0)
+        for kill in of(Kill, world.tell(Tick())):
+            killed.setdefault(kill.name, second)
+        for name in list(world.alive):
+            world.beat(name, progress=0 if name == "trainer/0" else second)
+    assert killed == {"trainer/0": 301}
+
+
 def test_one_that_waits_for_somebody_is_left_alone(world: World):
     world.up()
     for turn in range(100 * 4):
