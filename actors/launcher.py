@@ -219,7 +219,9 @@ class Launcher:
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            self._handlers.append((number, signal.signal(number, self._signalled)))
+            # Ignored by whoever started us (nohup, a shell's background job): that is their wish.
+            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+                self._handlers.append((number, signal.signal(number, self._signalled)))
         return self
 
     def __exit__(

@@ -45,16 +45,21 @@ class Driven:
         self.err = ""
 
     def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command,
-            cwd=ROOT,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        # In a shell's background job it is ignored, and would be by a launcher that we start.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def again(self, *arguments: str) -> None:
         """Start the launcher anew, after the last one has gone."""
@@ -165,12 +170,12 @@ class Driven:
     def interrupt(self) -> None:
         """What Ctrl-C does, once the launcher is far enough to handle it."""
 
-        def handles_hangup() -> bool:
+        def handles_terminate() -> bool:
             status = Path(f"/proc/{self.popen.pid}/status").read_text()
             caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
-            return bool(int(caught.split()[1], 16) & 1)
+            return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
-        wait_until(handles_hangup, 10.0, "the launcher's beginning")
+        wait_until(handles_terminate, 10.0, "the launcher's beginning")
         self.popen.send_signal(signal.SIGINT)
 
     # --- The end ----------------------------------------------------------------------------------

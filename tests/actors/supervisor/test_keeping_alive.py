@@ -4,10 +4,15 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from actors import process, rundir
+from actors.launcher import Launcher
+from actors.progress import quiet
+from actors.rundir import RunDir
+from actors.topology import SupervisionSpec
 from tests.actors.supervisor.conftest import ACTORS, Crew
 from tests.harness import wait_until
 
@@ -178,6 +183,20 @@ def test_a_finished_run_ends_with_zero(make_crew: Callable[..., Crew]):
     assert found is not None
     assert (found.end, found.step, found.weights_digest) == ("done", 3, "d" * 64)
     assert crew.leftovers() == []
+
+
+def test_signals_that_are_ignored_on_entry_stay_ignored(tmp_path: Path):
+    """As under nohup: the terminal is closed and the run goes on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        with Launcher(RunDir(tmp_path), SupervisionSpec(), watcher=quiet()):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != terminated
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == terminated
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_whoever_does_not_leave_is_killed_in_the_end(crew: Crew):
