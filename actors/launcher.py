@@ -37,6 +37,8 @@ _EXIT_TAKEN = 75
 _ENDS: dict[int, End] = {0: "done", 3: "failed", 130: "stopped"}
 # How often metrics and the supervisor's sign of life are looked at.
 _LOOK_S = 0.25
+# Between the request for a supervisor's stacks and SIGKILL: printing takes a few milliseconds.
+_LAST_WORDS_S = 0.2
 # What is left of a run after its supervisor has swept gets this long to leave the process table.
 _LEFTOVERS_S = 3.0
 
@@ -79,6 +81,7 @@ class Launcher:
         self._due: float | None = None  # when the next supervisor is to be started
         self._pulse = (0, 0.0)  # its lock's mtime, and when we saw that change
         self._pulse_limit_s = spec.start_s
+        self._kill_at: float | None = None  # when it has had the time to print its stacks
         self._signals = 0
         self._passed_on = 0
         self._selector = selectors.DefaultSelector()
@@ -135,6 +138,7 @@ class Launcher:
         self._passed_on = 0
         self._pulse = (self._mtime(), self._clock.now())
         self._pulse_limit_s = self._spec.start_s
+        self._kill_at = None
         fd = process.pidfd(who)
         if fd is not None:
             self._pidfd = fd
@@ -202,11 +206,15 @@ class Launcher:
         mtime, now = self._mtime(), self._clock.now()
         if mtime != self._pulse[0]:
             self._pulse, self._pulse_limit_s = (mtime, now), self._spec.silence_s
+            self._kill_at = None
+        elif self._kill_at is not None:
+            if now >= self._kill_at:
+                process.send_signal(who, signal.SIGKILL)
+                self._pulse, self._kill_at = (mtime, now), None
         elif now - self._pulse[1] > self._pulse_limit_s:
             self._watcher.say(f"supervisor silent for {now - self._pulse[1]:.1f} s; killing it")
             process.send_signal(who, signal.SIGUSR2)  # its stacks, if it can
-            process.send_signal(who, signal.SIGKILL)
-            self._pulse = (mtime, now)
+            self._kill_at = now + _LAST_WORDS_S
 
     def _mtime(self) -> int:
         try:

@@ -8,7 +8,9 @@ Ends with 0 when the run is done, 3 when it failed, 130 when it was stopped; out
 
 import argparse
 import contextlib
+import faulthandler
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ EXIT_TAKEN = 75
 def run_supervisor(path: Path, around: Surroundings | None = None) -> int:
     """Supervise the run in that directory to its end; returns the exit code."""
     process.set_name("supervisor")
+    # All its stacks, before the launcher kills it for its silence; into its stderr, as the rest.
+    faulthandler.register(signal.SIGUSR2, file=2)
     run = rundir.open_(path)
     lock = process.try_lock(run.supervisor_lock)
     if lock is None:

@@ -74,6 +74,10 @@ def supervise() -> None:
     nbytes = int(_read(Path(sys.argv[2]) / "do-segments") or 4096)
 
     def segments(run_id: str, _topology: topology.Topology) -> dict[str, int]:
+        hang = Path(sys.argv[2]) / "do-hang"
+        if hang.exists():
+            hang.unlink()
+            signal.pause()
         return {segment_name(run_id, "optimizer_shard/0", "state"): nbytes}
 
     supervisor.main(sys.argv[2:], Surroundings(roles=ROLES, segments=segments))

@@ -106,6 +106,17 @@ def test_a_supervisor_that_hangs_is_replaced(crew: Crew):
     assert crew.rows()["trainer/0"].incarnation == 1
 
 
+def test_a_supervisor_that_hangs_prints_where_before_it_is_killed(make_crew: Callable[..., Crew]):
+    def hang(run: RunDir) -> None:
+        (run.path / "do-hang").touch()
+
+    crew = make_crew(before=hang)
+    crew.wait_for("recorder", s=40.0)
+    stacks = crew.run.stderr_of("supervisor").read_text()
+    assert "dummies.py" in stacks
+    assert "in _take_over" in stacks
+
+
 def test_a_killed_forkserver_takes_nobody_with_it(crew: Crew):
     before = crew.rows()
     crew.kill("forkserver/light")
