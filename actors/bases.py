@@ -15,8 +15,7 @@ from actors.optimizer_tables import OptimizerGroup
 from actors.parameters import Parameter, parameters
 from actors.published import Array
 from actors.topology import Topology
-from kernels.optimizers import draws, projection, refresh_schedule
-from kernels.optimizers.codecs import gum
+from kernels.optimizers import draws, gum, projection, refresh_schedule
 from kernels.optimizers.quantised_state import load, store
 from kernels.optimizers.state import Kind, Storage
 

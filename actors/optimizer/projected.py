@@ -15,8 +15,7 @@ from actors.bases import basis_of
 from actors.optimizer.layout import block_of
 from actors.optimizer.methods import METHODS, New
 from actors.optimizer_tables import OptimizerGroup
-from kernels.optimizers import galore
-from kernels.optimizers.projection import unproject
+from kernels.optimizers import galore, gum
 
 State = Mapping[str, Tensor]
 
@@ -60,7 +59,7 @@ def moved(
             kept = {name: t for name, t in state.items() if subspace.is_of_basis(name)}
             base = {name: t for name, t in state.items() if name not in kept}
             if tuple(grad.shape) != shape:
-                grad = unproject(grad, basis_of(group, kept, shape), shape)
+                grad = gum.estimate(grad, basis_of(group, kept, shape), shape)
             master, base = METHODS[group.kind](master, base, grad, group, lr, step)
             return master, {**kept, **base}
 

@@ -17,7 +17,8 @@ from actors.codecs import to_numpy, to_torch
 from actors.parameters import Parameter, parameters
 from actors.published import Array
 from actors.topology import Topology
-from kernels.optimizers.projection import Round, contribution, project, unproject
+from kernels.optimizers import gum
+from kernels.optimizers.projection import Round, contribution, project
 from protocol import messages as m
 from protocol.errors import Malformed
 from protocol.tensors import Attached, read
@@ -57,16 +58,11 @@ class Projecting:
         if name not in self.schedule.names:
             assert gradient is not None
             return gradient
-        gathered = gradient is not None and not self.schedule.sends_remainder(step, name)
         found = self._held[name] if gradient is None else gradient
-        basis = self._basis(step, name)
-        core = found if gathered else project(found, basis)
-        if self._group.projection == "galore":
-            return core
-        if not self.schedule.sends_remainder(step, name):
-            return core / (1.0 - self._group.remainder)
-        missed = found - unproject(core, basis, tuple(found.shape))
-        return missed / self._group.remainder
+        if self.schedule.sends_remainder(step, name):
+            return gum.remainder(found, self._basis(step, name), self._group.remainder)
+        core = self._project(step, name, found) if gradient is None else found
+        return core if self._group.projection == "galore" else gum.core(core, self._group.remainder)
 
     # --- sketches ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ projected back onto the master, which is never projected itself.
 
 As NS(P R) = P NS(R) for orthonormal P, Newton-Schulz in the small space is Muon on the projected
 gradient. The root of min / rank makes up for the missing directions, so that updates keep AdamW's
-size (`match_rms`). Plain low-rank Muon is biased; see codecs/gum.py.
+size (`match_rms`). Plain low-rank Muon is biased; see gum.py.
 
 State: the basis, its version, and the moments, each stored as its storage says. Trainers must
 project with the basis as it is *stored* (`basis`), rounding included: P^T G and P must be one P.

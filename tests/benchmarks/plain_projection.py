@@ -13,7 +13,7 @@ from actors.parameters import parameters
 from actors.topology import Topology
 from kernels.model.model import LoopLM
 from kernels.optimizers import draws, galore, refresh_schedule
-from kernels.optimizers.codecs.gum import Gum, draws_remainder
+from kernels.optimizers.gum import draws_remainder
 from kernels.optimizers.projection import (
     RefreshPlan,
     basis_shape,
@@ -100,9 +100,10 @@ class PlainProjection:
         q, remainder = self.group.remainder, self.remainder(step, name)
         if not found and not remainder:
             return [core / (1.0 - q) for core in grads]
-        gum = Gum(rank=self.rank(name), probability=q, remainder=remainder)
-        memory = {"basis": self.basis(name)}
-        return [next(iter(gum.encode(g, memory, 0)[0].values())) for g in grads]
+        basis, shape = self.basis(name), self.shapes[name]
+        if not remainder:
+            return [project(g, basis) / (1.0 - q) for g in grads]
+        return [(g - unproject(project(g, basis), basis, shape)) / q for g in grads]
 
     def whole(self, step: int, name: str, mean: Tensor) -> Tensor:
         """GUM's estimate of the gradient."""

@@ -19,8 +19,8 @@ power           8 R/d             1.016 + 4 R/d     follows the sum
 power_int8      2.03 R/d          1.016 + 4 R/d     follows the sum
 power_int4      1.03 R/d          1.016 + 4 R/d     follows the sum
 
-GUM (gum.py) is made once per period with its draw, and GaLore (projection.py) sends cores, not
-gradients; a core may itself be sent with any codec above that has no need of a matrix.
+GaLore (projection.py) and GUM (gum.py) send cores, not gradients; a core may itself be sent with
+any codec above that has no need of a matrix.
 """
 
 from collections.abc import Callable

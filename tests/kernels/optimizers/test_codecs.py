@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from kernels.optimizers import draws, projection
-from kernels.optimizers.codecs import gum, power
+from kernels.optimizers import draws
+from kernels.optimizers.codecs import power
 from kernels.optimizers.codecs.blocks import Blocks, from_upper_half, upper_half
 from kernels.optimizers.codecs.feedback import Feedback
 from kernels.optimizers.codecs.grid import Grid
-from kernels.optimizers.codecs.gum import Gum
 from kernels.optimizers.codecs.hadamard import hadamard, rotate, unrotate
 from kernels.optimizers.codecs.named import NAMES, named
 from kernels.optimizers.codecs.power import Power
@@ -21,8 +20,6 @@ EVERY = [
     Grid(levels=16, block=64),
     Scaled(levels=2),
     Feedback(codec=Power(rank=3, factors="float16")),
-    Gum(rank=4, probability=0.2, remainder=True),
-    Gum(rank=4, probability=0.2, remainder=False),
 ]
 
 
@@ -311,57 +308,3 @@ def test_many_ranks_that_share_an_iteration_equal_one(shape):
         error, alone = delta - single, after["warm"]
         torch.testing.assert_close(together, single, rtol=0, atol=1e-12)
     torch.testing.assert_close(mean(errors), error, rtol=0, atol=1e-12)
-
-
-# --- GUM ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("begun", [True, False], ids=["basis", "no basis yet"])
-def test_gum_is_unbiased_over_its_two_draws(shape, begun):
-    q, gradient = 0.25, randn(*shape)
-    basis = projection.random_basis(shape, 4, key=1) * float(begun)
-    core, remainder = (
-        once(Gum(rank=4, probability=q, remainder=drawn), gradient, memory={"basis": basis})
-        for drawn in (False, True)
-    )
-    torch.testing.assert_close((1 - q) * core + q * remainder, gradient, rtol=0, atol=1e-5)
-    if begun:
-        torch.testing.assert_close(
-            projection.project(remainder, basis),
-            torch.zeros_like(core_of(core, basis)),
-            rtol=0,
-            atol=1e-5,
-        )
-
-
-def core_of(gradient: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    return projection.project(gradient, basis)
-
-
-def test_gum_draws_once_per_period_with_its_probability():
-    period, q = 20, 0.3
-    drawn = [gum.draws_remainder(7, "layers.0.ffn.up", step, period, q) for step in range(1, 8001)]
-    for start in range(0, 8000, period):
-        assert len(set(drawn[start : start + period])) == 1
-        assert [gum.begins_period(start + i + 1, period) for i in range(period)].count(True) == 1
-        assert gum.begins_period(start + 1, period)
-    share = sum(drawn) / len(drawn)
-    assert share == pytest.approx(q, abs=0.08)  # 400 draws: three standard deviations
-    other = [gum.draws_remainder(7, "layers.1.ffn.up", step, period, q) for step in range(1, 8001)]
-    assert other != drawn
-
-
-def test_gum_estimates_average_to_the_gradient_over_periods():
-    gradient, q, period = randn(16, 24), 0.3, 5
-    memory = {"basis": projection.random_basis((16, 24), 4, key=1)}
-    total, periods = torch.zeros(16, 24), 1000
-    for p in range(periods):
-        remainder = gum.draws_remainder(3, "w", p * period + 1, period, q)
-        total += once(Gum(rank=4, probability=q, remainder=remainder), gradient, memory=memory)
-    assert float((total / periods - gradient).norm() / gradient.norm()) < 0.1
-
-
-def test_gum_refuses_a_certain_draw():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        Gum(rank=4, probability=1.0, remainder=True)
