@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# What `update` keeps per parameter: names of tensors of the parameter's shape, fp32.
-STATE = ("mean", "square")
+from kernels.optimizers.state import StateTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +26,9 @@ class AdamWHyper:
     weight_decay: float = 0.0
 
 
-def initial_state(master: Tensor) -> dict[str, Tensor]:
-    """State before the first step."""
-    return {name: torch.zeros_like(master, dtype=torch.float32) for name in STATE}
+def declared(shape: tuple[int, ...]) -> tuple[StateTensor, ...]:
+    """Both moments, in float32."""
+    return StateTensor("mean", "float32", shape), StateTensor("square", "float32", shape)
 
 
 def update(

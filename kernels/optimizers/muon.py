@@ -22,13 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.optimizers.state import StateTensor
 from kernels.precision.sums import frobenius_norm
 
 Coefficients = Literal["jordan", "polar_express"]
 Scaling = Literal["adamw_rms", "spectral"]
-
-# What `update` keeps per parameter: names of tensors of the parameter's shape, fp32.
-STATE = ("momentum",)
 
 # One odd polynomial a x + b x^3 + c x^5 for every iteration. It does not converge, it lifts small
 # singular values fast: those above 3e-3 of the norm end in [0.68, 1.21].
@@ -62,9 +60,9 @@ class MuonHyper:
     dtype: torch.dtype = torch.float32
 
 
-def initial_state(master: Tensor) -> dict[str, Tensor]:
-    """State before the first step."""
-    return {"momentum": torch.zeros_like(master, dtype=torch.float32)}
+def declared(shape: tuple[int, ...]) -> tuple[StateTensor, ...]:
+    """Momentum, in float32."""
+    return (StateTensor("momentum", "float32", shape),)
 
 
 def polynomials(

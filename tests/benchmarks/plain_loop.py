@@ -43,7 +43,7 @@ from kernels.optimizers.codecs.named import named
 from kernels.optimizers.isometry import isometric, isometric_ternary
 from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.schedules import learning_rate
-from kernels.optimizers.state import SMALLEST_QUANTISED, StateTensor
+from kernels.optimizers.state import SMALLEST_QUANTISED
 from kernels.precision.packing import pack
 from kernels.precision.ternary import quantise
 from tests.benchmarks.plain_projection import PlainProjection
@@ -240,7 +240,7 @@ def _initial_state(shape: tuple[int, ...], group: OptimizerGroup) -> dict[str, T
         case "muon" | "muon8bit":
             declared = muon8bit.declared(shape, _muon8bit_hyper(group, 1.0))
         case "adamw":
-            declared = [StateTensor(name, "float32", shape) for name in adamw.STATE]
+            declared = adamw.declared(shape)
         case "adamw8bit":
             declared = adamw8bit.declared(shape, _adamw8bit_hyper(group, 1.0))
         case "foam":

@@ -8,6 +8,7 @@ from kernels.model.model import LoopLM
 from kernels.model.objective import objective
 from kernels.optimizers import adamw, muon
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.quantised_state import zeros
 from kernels.optimizers.schedules import learning_rate
 from kernels.precision.ternary import quantise
 
@@ -31,7 +32,7 @@ class State:
         self.matrices = set(model.ternary_layers())
         self.master = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.moments = {
-            name: (muon if name in self.matrices else adamw).initial_state(value)
+            name: zeros((muon if name in self.matrices else adamw).declared(tuple(value.shape)))
             for name, value in self.master.items()
         }
 

@@ -14,7 +14,7 @@ from actors.optimizer.methods import METHODS
 from actors.parameters import Parameter, parameters
 from actors.published import TensorSpec
 from actors.topology import OptimizerGroup
-from kernels.optimizers import adamw8bit, foam, muon, muon8bit, state
+from kernels.optimizers import adamw, adamw8bit, foam, muon, muon8bit, state
 from kernels.optimizers.adamw import AdamWHyper
 from tests.actors.exchange import tiny
 
@@ -33,6 +33,8 @@ def kept(shape: tuple[int, ...], **settings: object) -> tuple[TensorSpec, ...]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_layout_declares_what_the_kernels_declare(shape: tuple[int, ...]):
     assert stored.SMALLEST_QUANTISED == state.SMALLEST_QUANTISED
+    assert kept(shape, kind="muon") == specs(muon.declared(shape))
+    assert kept(shape, kind="adamw") == specs(adamw.declared(shape))
     for kind in ("linear", "dynamic"):
         for block in (0, 100):
             for beta2 in (0.0, 0.9):

@@ -22,6 +22,7 @@ from kernels.model.model import LoopLM
 from kernels.model.objective import objective
 from kernels.model.stream_gain import stream_gain
 from kernels.optimizers import adamw
+from kernels.optimizers.quantised_state import zeros
 from kernels.sampling.generate import Sampling, generate
 
 MIXINGS: list[Mixing] = ["sinkhorn", "permutation"]
@@ -178,7 +179,7 @@ def test_at_first_it_computes_what_a_plain_residual_computes(mixing: Mixing, str
 
 def trained(model: LoopLM, steps: int) -> list[float]:
     """Losses of a few steps of AdamW, all on the same rows."""
-    state = {name: adamw.initial_state(p.detach()) for name, p in model.named_parameters()}
+    state = {name: zeros(adamw.declared(tuple(p.shape))) for name, p in model.named_parameters()}
     losses: list[float] = []
     for step in range(1, steps + 1):
         model.zero_grad()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.optimizers.adamw import AdamWHyper, initial_state, update
+from kernels.optimizers.adamw import AdamWHyper, declared, update
 from kernels.optimizers.clipping import clipped
+from kernels.optimizers.quantised_state import zeros
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -19,7 +20,7 @@ def test_equals_torchs_adamw(shape: tuple[int, ...]):
     optimizer = torch.optim.AdamW(
         [theirs], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False
     )
-    state = initial_state(w)
+    state = zeros(declared(tuple(w.shape)))
     for step in range(1, 12):
         lr = 3e-3 / step  # the schedule moves it
         optimizer.param_groups[0]["lr"] = lr
@@ -33,7 +34,7 @@ def test_equals_torchs_adamw(shape: tuple[int, ...]):
 
 
 def test_is_pure_and_bitwise_repeatable():
-    w, grad, state = normal(9, 9), normal(9, 9, seed=1), initial_state(normal(9, 9))
+    w, grad, state = normal(9, 9), normal(9, 9, seed=1), zeros(declared((9, 9)))
     before = w.clone(), grad.clone()
     first, second = (update(w, state, grad, AdamWHyper(lr=0.1), 1) for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -45,7 +46,7 @@ def test_is_pure_and_bitwise_repeatable():
 def test_the_first_step_has_the_size_of_the_learning_rate():
     w = torch.zeros(4)
     grad = torch.tensor([1.0, -2.0, 1e-3, 30.0])
-    new, _ = update(w, initial_state(w), grad, AdamWHyper(lr=0.1), 1)
+    new, _ = update(w, zeros(declared(tuple(w.shape))), grad, AdamWHyper(lr=0.1), 1)
     torch.testing.assert_close(new, -0.1 * grad.sign(), rtol=1e-4, atol=0)
 
 

@@ -24,7 +24,7 @@ def run(shape: tuple[int, ...], steps: int):
 
 
 def test_small_tensors_are_plain_adamw_bit_for_bit():
-    master, state = torch.ones(100), adamw.initial_state(torch.ones(100))
+    master, state = torch.ones(100), zeros(adamw.declared((100,)))
     for step, grad in enumerate(gradients((100,), 4), start=1):
         master, state = adamw.update(master, state, grad, HYPER.adamw, step)
     ours, after = run((100,), 4)
@@ -50,7 +50,7 @@ def test_it_is_adamw_with_rounding_after_each_moment_update():
 
 def test_it_stays_close_to_full_precision():
     shape = (96, 96)
-    master, state = torch.ones(shape), adamw.initial_state(torch.ones(shape))
+    master, state = torch.ones(shape), zeros(adamw.declared(shape))
     for step, grad in enumerate(gradients(shape, 20), start=1):
         master, state = adamw.update(master, state, grad, HYPER.adamw, step)
     ours, _ = run(shape, 20)
@@ -60,9 +60,7 @@ def test_it_stays_close_to_full_precision():
 def test_the_first_step_sees_no_rounding():
     shape = (64, 80)
     grad = gradients(shape, 1)[0]
-    master, _ = adamw.update(
-        torch.ones(shape), adamw.initial_state(torch.ones(shape)), grad, HYPER.adamw, 1
-    )
+    master, _ = adamw.update(torch.ones(shape), zeros(adamw.declared(shape)), grad, HYPER.adamw, 1)
     assert torch.equal(run(shape, 1)[0], master)
 
 

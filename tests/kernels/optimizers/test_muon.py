@@ -6,12 +6,13 @@ from torch import Tensor
 
 from kernels.optimizers.muon import (
     MuonHyper,
-    initial_state,
+    declared,
     orthogonalise,
     polynomials,
     scale_factor,
     update,
 )
+from kernels.optimizers.quantised_state import zeros
 
 # Where singular values end that begin above 3e-3 (1e-3) of the norm.
 BOUNDS = {"jordan": (0.68, 1.21), "polar_express": (0.859, 1.141)}
@@ -65,7 +66,7 @@ def test_orthonormal_factors_pass_through():
 def test_a_zero_gradient_moves_nothing_but_by_decay():
     w = normal(8, 8, dtype=torch.float32)
     hyper = MuonHyper(lr=0.1, weight_decay=0.5)
-    new, state = update(w, initial_state(w), torch.zeros(8, 8), hyper, 1)
+    new, state = update(w, zeros(declared(tuple(w.shape))), torch.zeros(8, 8), hyper, 1)
     assert torch.equal(new, w * 0.95)
     assert not state["momentum"].any()
 
@@ -85,7 +86,7 @@ def test_equals_torchs_muon_in_its_precision(nesterov: bool, shape: tuple[int, i
     )
     # torch runs Newton-Schulz in bf16; the rest of it is fp32, as ours.
     hyper = MuonHyper(lr=0.02, weight_decay=0.1, nesterov=nesterov, dtype=torch.bfloat16)
-    state = initial_state(w)
+    state = zeros(declared(tuple(w.shape)))
     for step in range(1, 6):
         grad = normal(*shape, seed=step, dtype=torch.float32)
         theirs.grad = grad.clone()
@@ -117,6 +118,8 @@ def test_is_pure_and_bitwise_repeatable():
 def test_updates_are_about_as_large_as_adamws():
     w = torch.zeros(128, 384)
     hyper = MuonHyper(lr=1.0)
-    new, _ = update(w, initial_state(w), normal(128, 384, dtype=torch.float32), hyper, 1)
+    new, _ = update(
+        w, zeros(declared(tuple(w.shape))), normal(128, 384, dtype=torch.float32), hyper, 1
+    )
     assert 0.15 < new.square().mean().sqrt().item() < 0.25
     assert scale_factor(128, 384) == pytest.approx(0.2 * 384**0.5)

@@ -27,7 +27,7 @@ def run(hyper: Muon8bitHyper, shape: tuple[int, int], steps: int = 5):
 def test_with_float32_state_it_is_muon_bit_for_bit(shape, nesterov):
     plain = MuonHyper(lr=0.02, weight_decay=0.1, nesterov=nesterov)
     master = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.1
-    state = muon.initial_state(master)
+    state = zeros(muon.declared(tuple(master.shape)))
     for step, grad in enumerate(sequence(shape, 5), start=1):
         master, state = muon.update(master, state, grad, plain, step)
     ours, after = run(Muon8bitHyper(muon=plain, kind="float32"), shape)

@@ -10,6 +10,7 @@ from kernels.model.config import ModelConfig, Prediction
 from kernels.model.model import LoopLM
 from kernels.model.objective import objective
 from kernels.optimizers import adamw
+from kernels.optimizers.quantised_state import zeros
 from kernels.sampling.generate import Sampling, generate
 from kernels.sampling.speculate import Speculation, speculate
 
@@ -59,7 +60,7 @@ def test_the_end_token_ends_it_wherever_it_comes(form: Prediction):
 def test_a_model_that_has_learned_to_look_ahead_saves_passes(form: Prediction):
     model = LoopLM(replace(CONFIG, layers=1, loops=1, init_std=0.05, prediction=form))
     model.initialise(1)
-    state = {name: adamw.initial_state(p.detach()) for name, p in model.named_parameters()}
+    state = {name: zeros(adamw.declared(tuple(p.shape))) for name, p in model.named_parameters()}
     for step in range(1, 41):  # rows that count upwards by one from anywhere
         start = torch.randint(0, 50, (16, 1), generator=torch.Generator().manual_seed(step))
         rows = (start + torch.arange(17)) % 50
