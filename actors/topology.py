@@ -339,4 +339,6 @@ def _without_nones(value: Any) -> Any:
     if isinstance(value, dict):
         table = cast("dict[str, Any]", value)
         return {k: _without_nones(v) for k, v in table.items() if v is not None}
+    if isinstance(value, tuple):  # TOML has arrays, and settings change their entries
+        return [_without_nones(entry) for entry in cast("tuple[Any, ...]", value)]
     return value

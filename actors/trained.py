@@ -37,7 +37,8 @@ class Trained:
 
 
 def newest(run: RunDir, on_damaged: Callable[[str], object]) -> Trained:
-    """The newest whole checkpoint of a run. Raises `NothingTrained`.
+    """The newest whole checkpoint of a run. Raises `NothingTrained`, and `TopologyError` when the
+    run's topology is none.
 
     `on_damaged` hears of checkpoints that were skipped.
     """
@@ -45,7 +46,9 @@ def newest(run: RunDir, on_damaged: Callable[[str], object]) -> Trained:
         text = run.topology.read_text(encoding="utf-8")
         topology = decode(text, source=str(run.topology))
         pen = Pen(run.tokenizer.read_bytes())
-    except (TopologyError, TokenizerError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise TopologyError(f"{run.topology} cannot be read: {error}") from error
+    except TokenizerError as error:
         raise NothingTrained(str(error)) from error
     except OSError as error:
         raise NothingTrained(

@@ -88,6 +88,11 @@ class Trial:
         missing = means.missing(self._directory)
         return {kind.name: missing[kind.needs] for kind in kinds.KINDS if kind.needs in missing}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who may be struck."""
+        return self._names
+
     def schedule(self) -> list[Fault]:
         """What is going to happen."""
         possible = {kind.name for kind in kinds.KINDS} - set(self._why_not)

@@ -75,6 +75,12 @@ def chaos(
         raise Refused(f"--out {directory} is there already; name a new directory")
     try:
         trial = Trial(asked, directory, lambda text: click.echo(text, err=True))
+        if not trial.schedule():
+            directory.rmdir()
+            raise Refused(
+                f"nothing can be struck: there is no actor {actors!r} that a fault of these kinds "
+                f"is for; there are {', '.join(trial.names)}"
+            )
         report = trial.run(torchrun=torchrun)
     except TopologyError as error:
         raise Refused(str(error)) from error

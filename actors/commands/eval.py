@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from actors.commands import Failed
+from actors.commands import Failed, Refused
 from actors.commands.status import open_run
 from actors.rundir import RunDir
 
@@ -43,6 +43,7 @@ def _measure(run: RunDir, tokens: int, prompts: int) -> dict[str, Any]:
     from actors import evaluation, trained  # torch comes with them
     from actors.data.sources import SourceError, list_corpus
     from actors.rollout.judge import Judge, ScorerUnavailable
+    from actors.topology import TopologyError
 
     try:
         found = trained.newest(run, _warn)
@@ -57,6 +58,8 @@ def _measure(run: RunDir, tokens: int, prompts: int) -> dict[str, Any]:
         if prompts:
             with Judge(lambda why: _warn(f"the scorer died: {why}")) as judge:
                 document["rollouts"] = evaluation.compile_rate(found, corpus, prompts, judge)
+    except TopologyError as error:
+        raise Refused(str(error)) from error
     except (trained.NothingTrained, SourceError, ScorerUnavailable) as error:
         raise Failed(str(error)) from error
     return document

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from actors.commands import Failed
+from actors.commands import Failed, Refused
 from actors.commands.status import open_run
 from actors.rundir import RunDir
 
@@ -55,11 +55,14 @@ def _complete(
     run: RunDir, prompt: str, max_new_tokens: int, temperature: float, seed: int
 ) -> dict[str, Any]:
     from actors import trained  # torch comes with it
+    from actors.topology import TopologyError
     from kernels.sampling.generate import Sampling
     from kernels.sampling.generate import generate as sample
 
     try:
         found = trained.newest(run, _warn)
+    except TopologyError as error:
+        raise Refused(str(error)) from error
     except trained.NothingTrained as error:
         raise Failed(str(error)) from error
     room = found.topology.model.seq_len - max_new_tokens

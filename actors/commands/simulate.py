@@ -12,16 +12,21 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from protocol.clock import MonotonicClock
 
 if TYPE_CHECKING:
     from actors.simulation.schedules import Verdict
 
+_BY_DEFAULT = ParameterSource.DEFAULT
+
 
 @click.command()
 @click.option("--seed", default=0, show_default=True, help="The first schedule.")
-@click.option("--schedules", default=200, show_default=True, help="How many.")
+@click.option(
+    "--schedules", default=200, show_default=True, type=click.IntRange(min=1), help="How many."
+)
 @click.option("--only", default="", metavar="N,N", help="Of its faults, only those numbers.")
 @click.option("--story", is_flag=True, help="Everything that happened; for one schedule.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -30,14 +35,41 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="With --data: another value."
 )
-@click.option("--workers", default=0, help="With --data: data workers here; 0: as it says there.")
-@click.option("--remote", default=0, help="With --data: data workers of other hosts.")
 @click.option(
-    "--tokens-per-s", default=0.0, help="With --data: what trainers use up; 0: all there is."
+    "--workers",
+    default=0,
+    type=click.IntRange(min=0),
+    help="With --data: data workers here; 0: as it says there.",
 )
-@click.option("--seconds", default=6.0, show_default=True, help="With --data: to simulate.")
+@click.option(
+    "--remote",
+    default=0,
+    type=click.IntRange(min=0),
+    help="With --data: data workers of other hosts.",
+)
+@click.option(
+    "--tokens-per-s",
+    default=0.0,
+    type=click.FloatRange(min=0.0),
+    help="With --data: what trainers use up; 0: all there is.",
+)
+@click.option(
+    "--seconds",
+    default=6.0,
+    show_default=True,
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="With --data: to simulate.",
+)
+@click.pass_context
 def simulate(
-    seed: int, schedules: int, only: str, story: bool, as_json: bool, data: bool, **wanted: Any
+    context: click.Context,
+    seed: int,
+    schedules: int,
+    only: str,
+    story: bool,
+    as_json: bool,
+    data: bool,
+    **wanted: Any,
 ) -> None:
     """Run the actors' rules under simulated trouble. Exits with 1 when a rule is broken."""
     if data:
@@ -50,6 +82,10 @@ def simulate(
             raise click.BadParameter(str(error), param_hint="--topology, --set") from error
         simulate_data(made, **wanted, as_json=as_json)
         return
+    given = [name for name in wanted if context.get_parameter_source(name) != _BY_DEFAULT]
+    if given:
+        option = "set" if given[0] == "overrides" else given[0].replace("_", "-")
+        raise click.UsageError(f"--{option} says what to simulate with --data; add it")
     from actors.simulation.schedules import run, shrunk
 
     clock = MonotonicClock()

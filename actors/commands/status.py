@@ -67,7 +67,7 @@ def _document(run: "RunDir") -> dict[str, Any]:
 
 def _ended(run: "RunDir") -> dict[str, Any]:
     """Of a run without supervisor: how it ended, or who still lives without one."""
-    from actors import leftovers, outcome
+    from actors import leftovers, outcome, rundir
     from actors.supervisor import places, reports, status, table
 
     found = outcome.read(run)
@@ -75,7 +75,12 @@ def _ended(run: "RunDir") -> dict[str, Any]:
     living = set(leftovers.living(run))
     metrics = status.newest_metrics(reports.tail(run.metrics, 4))
     actors: list[dict[str, Any]] = []
-    for place in places.read(run):
+    reason = found.reason if found is not None else ""
+    try:
+        planned = places.read(run)
+    except rundir.RunDirError as error:  # it has hardly begun, or lost a file
+        planned, reason = (), reason or str(error)
+    for place in planned:
         row = rows.get(place.name, table.Row())
         if row.who not in living:
             continue
@@ -99,7 +104,7 @@ def _ended(run: "RunDir") -> dict[str, Any]:
     return {
         "run": str(run.path),
         "state": found.end if found is not None else ("lost" if actors else "dead"),
-        "reason": found.reason if found is not None else "",
+        "reason": reason,
         **status.figures(metrics),
         "actors": actors,
         "queues": {"fast": 0, "slow": 0, "batches": 0},
