@@ -1,11 +1,12 @@
 """Which parameters FIRE makes isometries again, and after which steps. No torch.
 
-`optimizer.fire_at` names steps; when a shard has carried out the update of such a step, it replaces
-each matrix by the nearest isometry (kernels/optimizers/isometry.py), clears its moments, and
-publishes the result as that step's version. A ternary layer is treated in its master weights, which
-keep their mean magnitude, and made ternary anew: trainers see a step in which many codes flip. A
-basis of a projection stays, for it is not a moment; what a gradient codec remembers is forgotten.
-Bias corrections count from there; the learning rate does not, it goes on with its schedule.
+`optimizer.fire_at` names steps, `optimizer.fire_method` how isometries are found. When a shard has
+carried out the update of such a step, it replaces each matrix by the nearest isometry
+(kernels/optimizers/isometry.py), clears its moments, and publishes the result as that step's
+version. A ternary layer is treated in its master weights, which keep their mean magnitude, and made
+ternary anew: trainers see a step in which many codes flip. A basis of a projection stays, for it is
+not a moment; what a gradient codec remembers is forgotten. Bias corrections count from there; the
+learning rate does not, it goes on with its schedule.
 """
 
 from fnmatch import fnmatchcase

@@ -45,6 +45,8 @@ def broken_rules(optimizer: OptimizerSpec, model: "ModelSpec", path: str) -> Ite
     yield from _projection(optimizer, path)
     if optimizer.fire_exclude and not optimizer.fire_at:
         yield f"{path}.fire_exclude", "has no effect without fire_at; accepted: steps in fire_at"
+    if optimizer.fire_method != "newton_schulz" and not optimizer.fire_at:
+        yield f"{path}.fire_method", "has no effect without fire_at; accepted: steps in fire_at"
     narrow = min(model.dim, model.ffn_dim or model.dim)
     if optimizer.matrices.projection == "gum" and optimizer.matrices.rank >= narrow:
         yield (

@@ -71,4 +71,7 @@ class OptimizerSpec(Table, frozen=True):
     dense_updates: Literal["dense", "int8", "int4", "two_bit", "ternary", "sign"] = "dense"
     fire_at: tuple[Count, ...] = ()  # steps that end with FIRE: matrices become isometries again
     fire_exclude: tuple[str, ...] = ()  # patterns of names that FIRE leaves alone
+    # How: by Newton-Schulz, which leaves directions that are lost as they are, or by an SVD, which
+    # makes up new ones, and is the faster of the two on a CPU.
+    fire_method: Literal["newton_schulz", "svd"] = "newton_schulz"
     threads: Count = 1

@@ -135,14 +135,14 @@ def updated(
     if not is_finite(new_master):
         raise NotFinite(f"{parameter.name} is not finite after the update of step {step}")
     if fires(topology.optimizer, parameter, step):
-        new_master, new_state = _isometry(parameter, new_master), cleared(new_state)
+        new_master = _isometry(topology, parameter, new_master)
+        new_state = cleared(new_state)
     return {name: to_numpy(t) for name, t in {"master": new_master, **new_state}.items()}
 
 
-def _isometry(parameter: Parameter, master: torch.Tensor) -> torch.Tensor:
-    if parameter.kind == "ternary":
-        return isometric_ternary(master)
-    return isometric(master)
+def _isometry(topology: Topology, parameter: Parameter, master: torch.Tensor) -> torch.Tensor:
+    make = isometric_ternary if parameter.kind == "ternary" else isometric
+    return make(master, topology.optimizer.fire_method)
 
 
 def fill_fresh(

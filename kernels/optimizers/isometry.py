@@ -53,14 +53,18 @@ def polar(
     """The nearest matrix with orthonormal rows (M <= N) or columns, in the dtype of `w_MN`.
 
     `iterations` fixes their number; None goes on until the defect is below SMALL_DEFECT per
-    singular value. A zero matrix stays zero. Raises `NotFinite` when an entry is not.
+    singular value. By Newton-Schulz a zero matrix stays zero. Raises `NotFinite` when an entry
+    is not, or an SVD does not converge.
     """
     if not is_finite(w_MN):
         raise NotFinite(
             "cannot project onto isometries: the weight holds values that are not finite"
         )
     if method == "svd":
-        u, _, vh = torch.linalg.svd(w_MN, full_matrices=False)
+        try:
+            u, _, vh = torch.linalg.svd(w_MN, full_matrices=False)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise NotFinite(f"cannot project onto isometries: {error}") from error
         return u @ vh
     tall = w_MN.shape[0] > w_MN.shape[1]
     x = w_MN.mT if tall else w_MN

@@ -66,6 +66,8 @@ PARTS = ("warmup", "stable", "decay")
             ["optimizer.matrices.projection=gum", "optimizer.matrices.moments=rotate"],
             'moments: has no effect on projection "gum"; accepted: projection = "galore"',
         ),
+        (["optimizer.fire_exclude=['*.q.*']"], "fire_exclude: has no effect without fire_at"),
+        (["optimizer.fire_method=svd"], "fire_method: has no effect without fire_at"),
         (
             ["optimizer.matrices.projection=gum", "optimizer.matrices.clip=1"],
             "clip: each of GUM's two parts is divided by its probability, so a bound would "

@@ -210,7 +210,7 @@ class PlainLoop:
         if any(fnmatchcase(name, pattern) for pattern in self.topology.optimizer.fire_exclude):
             return
         make = isometric_ternary if self.topology.model.ternary else isometric
-        master.copy_(make(master))
+        master.copy_(make(master, self.topology.optimizer.fire_method))
         self.cleared[name] = step
         for key, tensor in self.state[name].items():
             if key != "version" and not key.startswith("basis"):

@@ -28,6 +28,7 @@ FIRE = (*CUT, "optimizer.fire_at=[2, 5]")
         ("optimizer.matrices.kind=foam",),
         ("optimizer.fire_exclude=['*.attention.*']", "optimizer.matrices.kind=muon8bit"),
         ("optimizer.codec=ternary", "model.ffn_dim=192"),
+        ("optimizer.fire_method=svd",),
         ("optimizer.matrices.projection=galore", "optimizer.matrices.kind=adamw"),
         ("optimizer.matrices.projection=gum", "optimizer.matrices.refresh_every=2"),
     ],
@@ -57,6 +58,26 @@ def test_matrices_are_isometries_then_and_moments_are_gone():
                 assert defect(weight / (rows / columns) ** 0.5) > 0.1
                 assert kept["momentum"].any()
     assert checked
+
+
+def test_both_methods_arrive_at_the_same_isometry():
+    masters: list[list[np.ndarray]] = []
+    for settings in ((), ("optimizer.fire_method=svd",)):
+        exchange = Exchange(
+            tiny("steps=2", "model.ternary=false", "optimizer.fire_at=[2]", *settings)
+        )
+        exchange.run()
+        state = exchange.shards[0].state
+        masters.append(
+            [
+                state.kept(index)["master"].copy()
+                for index, parameter in enumerate(state.layout.parameters)
+                if is_touched(exchange.topology.optimizer, parameter)
+            ]
+        )
+    for schulz, svd in zip(*masters, strict=True):
+        assert (schulz != svd).any()
+        np.testing.assert_allclose(schulz, svd, rtol=0, atol=2e-3)
 
 
 def test_ternary_layers_keep_their_scale_and_flip_codes():
