@@ -44,6 +44,8 @@ SILENT_BEATS = 20
 # How often anybody late or silent is looked for: that is judged in seconds, and to look at ten
 # thousand workers takes milliseconds.
 WATCH_S = 0.1
+# Longer than anything takes: estimates are made of what workers say.
+_LONGEST_S = 86_400.0
 
 
 class Send(Protocol):
@@ -115,16 +117,7 @@ class Crew:
                 self.table.park(name, parked.lease, now)
                 return []
             case SampleHandover() as handover:
-                state = bytes(received.frames[0]) if received.frames else b""
-                stage = handover.stage
-                if state and stage < len(self._terms.plan.stages):
-                    key = self.table.subject(handover.lease)
-                    known = self.table.handed_over(name, handover.lease, stage, state, now)
-                    if known and key is not None:
-                        timing = Timing(handover.elapsed_s, handover.elapsed_s)
-                        self.learning.handed_over(key, timing)
-                    return []
-                return self._distrust(name, "a hand-over without its state", now)
+                return self._handed_over(received, handover, now)
             case _:
                 return self._farewell(received, now)
 
@@ -178,6 +171,21 @@ class Crew:
             self._send("remote", Welcome(peers={}), to=name)
         return list(poisoned)
 
+    def _handed_over(
+        self, received: Received, handover: SampleHandover, now: float
+    ) -> list[Outcome]:
+        name = received.sender
+        if not _are_times(handover.elapsed_s):
+            return self._distrust(name, "times that cannot be", now)
+        state = bytes(received.frames[0]) if received.frames else b""
+        if not state or handover.stage >= len(self._terms.plan.stages):
+            return self._distrust(name, "a hand-over without its state", now)
+        key = self.table.subject(handover.lease)
+        known = self.table.handed_over(name, handover.lease, handover.stage, state, now)
+        if known and key is not None:
+            self.learning.handed_over(key, Timing(handover.elapsed_s, handover.elapsed_s))
+        return []
+
     def _ready(self, received: Received, ready: SampleReady, now: float) -> list[Outcome]:
         try:
             tokens: Tokens = tensors.read(ready.tokens, received.frames)
@@ -185,6 +193,8 @@ class Crew:
             return self._distrust(received.sender, str(error), now)
         if not self._plausible(tokens, ready.text_bytes):
             return self._distrust(received.sender, "tokens that cannot be", now)
+        if not _are_times(*ready.stage_s, ready.waited_s):
+            return self._distrust(received.sender, "times that cannot be", now)
         key = self.table.finished(received.sender, ready.lease, now)
         if key is None:
             return []
@@ -291,3 +301,8 @@ class Crew:
         if sent is not Sent.SENT:  # it has gone, and whoever tells us so is on the way
             return self._gone(grant.worker, "", now, why="its connection has gone")
         return []
+
+
+def _are_times(*seconds: float) -> bool:
+    """Whether these can be durations; not a number is none."""
+    return all(0.0 <= s <= _LONGEST_S for s in seconds)

@@ -214,6 +214,22 @@ def test_tokens_that_cannot_be_are_not_taken(
     assert crew.table.unfinished() == 3
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -0.1, 1e300])
+def test_times_that_cannot_be_are_not_learned_from(crew: Crew, wire: Wire, wrong: float):
+    """Estimates are made of them, for everybody."""
+    for changes in ({"stage_s": (0.1, wrong, 0.1)}, {"waited_s": wrong}):
+        join(crew)
+        crew.lease(0.0)
+        message, *frames = ready(wire.leases()[-1], np.array([0, 7, 1], np.int32))
+        assert hear(crew, msgspec.structs.replace(message, **changes), *frames) == []
+        assert crew.table.workers == {}
+    join(crew)
+    crew.lease(0.0)
+    lease = wire.leases()[-1].lease
+    hear(crew, m.SampleHandover(lease=lease, epoch=0, sample=0, stage=1, elapsed_s=wrong), b"x")
+    assert crew.table.workers == {}
+
+
 def test_a_reference_into_memory_of_this_host_is_not_followed(crew: Crew, wire: Wire):
     join(crew)
     crew.lease(0.0)
