@@ -227,7 +227,9 @@ def _stored(run: RunDir) -> Topology:
 
 
 def _changed(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) -> Topology:
-    """The stored topology with what is now wanted, where that may change."""
+    """The stored topology with what is now wanted, where that may change and is said by name: what
+    a named topology says otherwise, and --set does not, is a mistake. Raises `TopologyError`.
+    """
     other = [one for one in wanted.settings if one.partition("=")[0].strip() != "steps"]
     asked = stored
     if wanted.topology:
@@ -246,6 +248,13 @@ def _changed(wanted: Wanted, stored: Topology, run: RunDir, found: Hardware) -> 
         raise TopologyError(
             f"{run.topology}: a resumed run keeps what it learns from what; what is asked for "
             f"differs in {', '.join(kept)}; what may change: {may}"
+        )
+    said = {one.partition("=")[0].strip() for one in wanted.settings}
+    unsaid = [key for key in differing if key not in {*said, "steps", "optimizer.fire_at"}]
+    if unsaid:
+        raise TopologyError(
+            f"{run.topology}: {wanted.topology} says otherwise of {', '.join(unsaid)}; name "
+            "what is to change with --set, or leave --topology away"
         )
     return topologies.override(stored, _settings(wanted), source=str(run.topology))
 

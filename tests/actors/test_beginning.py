@@ -154,6 +154,20 @@ def test_what_a_resumed_run_learns_from_what_may_not_differ(
         beginning.resume(wanted, here)
 
 
+def test_what_changes_at_a_resume_is_said_by_name(begun: Begun, here: Hardware, tmp_path: Path):
+    _checkpointed(begun)
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        topology.to_toml(topology.override(begun.topology, ("actors.trainers=3",), source="test"))
+    )
+    with pytest.raises(TopologyError, match=r"mine.toml says otherwise of actors.trainers; name"):
+        beginning.resume(Wanted(str(file), run_dir=begun.run.path), here)
+    said = Wanted(str(file), run_dir=begun.run.path, settings=("actors.trainers=3",))
+    resumed = beginning.resume(said, here)
+    assert resumed.topology.actors.trainers == 3
+    resumed.release()
+
+
 def test_who_does_the_work_may_differ(begun: Begun, here: Hardware):
     _checkpointed(begun)
     settings = "actors.trainers=2", "train.rows_per_trainer=7", "supervision.silence_s=3"
