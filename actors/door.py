@@ -77,13 +77,16 @@ class Door:
             self._allow.admit(request.role, request.label, request.public_key)
             self.open()
         except (ValueError, EndpointError) as error:
-            return Invitation(endpoint="", server_key="", refused=str(error))
+            return refusal(request, str(error))
         except OSError as error:
-            refused = f"{self._keys} cannot be written: {error.strerror}"
-            return Invitation(endpoint="", server_key="", refused=refused)
+            return refusal(request, f"{self._keys} cannot be written: {error.strerror}")
         assert self._curve is not None
-        key = self._curve.public_key
-        return Invitation(endpoint=self.endpoint, server_key=key, rank=self._rank)
+        return Invitation(
+            public_key=request.public_key,
+            endpoint=self.endpoint,
+            server_key=self._curve.public_key,
+            rank=self._rank,
+        )
 
     @property
     def endpoint(self) -> str:
@@ -98,6 +101,11 @@ class Door:
             return self._wanted_port
         text = self._port_file.read_text(encoding="ascii").strip()
         return int(text) if text.isdecimal() else self._wanted_port
+
+
+def refusal(request: InviteRequest, why: str) -> Invitation:
+    """Nobody is let in."""
+    return Invitation(public_key=request.public_key, endpoint="", server_key="", refused=why)
 
 
 def own_address() -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal, dataclass_transform
 import msgspec
 
 # Bump whenever any struct below, or the envelope, changes. Peers of another version are refused.
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 Role = Literal[
     "supervisor",
@@ -548,6 +548,7 @@ class InviteRequest(Message):
 class Invitation(Message):
     """Whoever admits -> supervisor -> operator: where to knock, and whom to expect there."""
 
+    public_key: str  # of the request: who asked gets the answer, and nobody else
     endpoint: str
     server_key: str  # Z85
     refused: str = ""  # why not, when not

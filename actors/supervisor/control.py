@@ -4,10 +4,11 @@ import fnmatch
 import json
 import os
 import signal
-from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actors import process
+from actors.door import refusal
 from actors.process import Identity
 from actors.supervisor import reports, status
 from actors.supervisor.events import Committed, Completed, Heard, Left, StopWanted
@@ -38,12 +39,21 @@ _MAX_INVITED = 16
 _INVITATION_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Invited:
+    """An operator who waits for an invitation."""
+
+    operator: str
+    host: str  # who is to admit the guest
+    until: float
+
+
 class Desk:
     """Answers the mail. What it means is the decider's business."""
 
     def __init__(self, supervisor: "Supervisor") -> None:
         self._home = supervisor
-        self._invited: dict[str, deque[tuple[str, float]]] = {}  # by who is to admit them
+        self._invited: dict[str, _Invited] = {}  # by the key that is to be let in
 
     def hear(self, received: Received) -> None:
         """One message."""
@@ -177,11 +187,14 @@ class Desk:
         actor = home.supervision.actors.get(host)
         if not refused and (actor is None or actor.stage != "running"):
             refused = f"the {host} is not running"
+        now = home.clock.now()
+        self._invited = {key: one for key, one in self._invited.items() if now < one.until}
+        if not refused and len(self._invited) >= _MAX_INVITED:
+            refused = f"{_MAX_INVITED} others wait for an invitation; ask again in a moment"
         if refused:
-            self._answer(operator, Invitation(endpoint="", server_key="", refused=refused))
+            self._answer(operator, refusal(invite, refused))
             return
-        waiting = self._invited.setdefault(host, deque(maxlen=_MAX_INVITED))
-        waiting.append((operator, home.clock.now() + _INVITATION_S))
+        self._invited[invite.public_key] = _Invited(operator, host, now + _INVITATION_S)
         home.mailbox.send("control", invite, to=host)
 
     def _host_for(self, role: Role, label: str) -> tuple[str, str]:
@@ -202,10 +215,10 @@ class Desk:
         return "", f"no rank is free: {whose}; `run.py revoke LABEL --role trainer` makes one free"
 
     def _relay(self, host: str, invitation: Invitation) -> None:
-        """To the operator who has waited longest; each host answers in order."""
-        waiting = self._invited.get(host, deque())
-        while waiting:
-            operator, until = waiting.popleft()
-            if self._home.clock.now() < until:
-                self._answer(operator, invitation)
-                return
+        """To the operator who asked for this key, if that still waits."""
+        waits = self._invited.get(invitation.public_key)
+        if waits is None or waits.host != host:
+            return
+        del self._invited[invitation.public_key]
+        if self._home.clock.now() < waits.until:
+            self._answer(waits.operator, invitation)

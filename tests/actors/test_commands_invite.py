@@ -21,7 +21,9 @@ from protocol.transport import Node, new_keypair
 CLOCK = MonotonicClock()
 
 
-INVITATION = m.Invitation(endpoint="tcp://192.0.2.7:40000", server_key=new_keypair()[0])
+INVITATION = m.Invitation(
+    public_key=new_keypair()[0], endpoint="tcp://192.0.2.7:40000", server_key=new_keypair()[0]
+)
 
 
 class Clerk(threading.Thread):
@@ -116,7 +118,9 @@ def test_without_a_label_one_is_made_up(
 def test_a_refused_invitation_leaves_no_file(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    refusal = m.Invitation(endpoint="", server_key="", refused="remote.port 80 is busy")
+    refusal = m.Invitation(
+        public_key="", endpoint="", server_key="", refused="remote.port 80 is busy"
+    )
     out = tmp_path / "attic.key"
     with supervised(run, monkeypatch, refusal):
         result = ask(run, "--out", str(out))

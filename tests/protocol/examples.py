@@ -221,7 +221,7 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
         (m.StopRequest(reason="asked"),),
         (m.KillRequest(pattern="trainer/*", signal=9),),
         (m.InviteRequest(role="data_worker", public_key=_Z85, label="attic"),),
-        (m.Invitation(endpoint="tcp://192.0.2.7:40000", server_key=_Z85),),
+        (m.Invitation(public_key=_Z85, endpoint="tcp://192.0.2.7:40000", server_key=_Z85),),
         (m.Answer(ok=True, text="killed trainer/0"),),
     )
     for frames in (tuple(frames_of),)

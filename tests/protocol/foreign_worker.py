@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 import zmq
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 JOIN_S = 0.2
 
 
