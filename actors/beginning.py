@@ -77,8 +77,7 @@ def begin(wanted: Wanted, found: Hardware) -> Begun:
     segments.remove(run.run_id)
     run.remove_socket_dir()
     _write_plan(run, prepared.topology, found)
-    if wanted.run_dir is None:
-        rundir.point_latest_at(run)
+    _is_latest(run)
     notes = [prepared.note] if prepared.note else []
     return Begun(run, prepared.topology, notes, lock)
 
@@ -104,6 +103,7 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
         if wanted.fire:
             os.close(lock)
             raise RunDirError(f"{run.path} still runs: --fire is for a run that has been stopped")
+        _is_latest(run)
         return Begun(run, stored, [f"{run.path} still runs; taking it over"], lock, living=True)
     try:
         anew = _nothing_saved(run)
@@ -117,6 +117,7 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
     if anew:
         _forget_steps(run)
     _write_plan(run, topology, found)
+    _is_latest(run)
     notes = [f"resuming {run.path}"]
     if anew:
         notes.append("no checkpoint had been written yet: it begins again with step 1")
@@ -144,6 +145,12 @@ def _new_path(name: str) -> Path:
         path = RUNS / f"{name}-{stamp}-{number}"
         number += 1
     return path
+
+
+def _is_latest(run: RunDir) -> None:
+    """What commands look at without --run, where this is one of the runs they look among."""
+    if run.path.parent.resolve() == RUNS.resolve():
+        rundir.point_latest_at(run)
 
 
 def _check_nobody_lives(run: RunDir) -> None:

@@ -197,6 +197,15 @@ def test_the_newest_run_is_the_default(
     assert begun.run.path.name.startswith("local-")
     assert rundir.open_(beginning.LATEST).run_id == begun.run.run_id
     begun.release()
+    # Also when it has a name, and again when it goes on; but not when it lies elsewhere.
+    named = beginning.begin(Wanted("local", run_dir=Path("runs/named")), here)
+    assert rundir.open_(beginning.LATEST).run_id == named.run.run_id
+    named.release()
+    beginning.resume(Wanted(run_dir=begun.run.path), here).release()
+    assert rundir.open_(beginning.LATEST).run_id == begun.run.run_id
+    beginning.begin(Wanted("local", run_dir=Path("elsewhere")), here).release()
+    assert rundir.open_(beginning.LATEST).run_id == begun.run.run_id
+    assert not Path("latest").exists()
 
 
 def _of_versions(begun: Begun, *versions: int) -> None:
