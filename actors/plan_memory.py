@@ -5,7 +5,8 @@ optimizer state), a count of what autograd keeps for activations, and measured c
 process holds by merely existing.
 """
 
-from math import prod
+from collections.abc import Sequence
+from math import ceil, log, prod, sqrt
 
 import msgspec
 
@@ -29,6 +30,8 @@ _PROMPT_TOKENS = 512
 
 # Tensors of a gradient's size that a codec makes on its way, at most (measured).
 ENCODING = 10
+# Of so many steps one may hold more of GUM's remainders than is planned.
+_RARELY = 10_000
 # Optimizers that decode or unfold their state before they use it.
 COMPRESSED = ("muon8bit", "adamw8bit", "foam")
 
@@ -101,8 +104,21 @@ def gradient_bytes(topology: Topology) -> int:
     together = len(matrices) if group.first_basis == "gradient" else _at_once(topology)
     waiting = sum(matrices[:together])
     if group.projection == "gum" and again:
-        waiting = max(waiting, round(group.remainder * sum(matrices)))
+        waiting = min(waiting + most_remainders(matrices, group.remainder), sum(matrices))
     return FP32 * (dense + passing + waiting + (cores if again else 0))
+
+
+def most_remainders(sizes: Sequence[int], probability: float) -> int:
+    """Elements of all gradients of which GUM sends the remainder in the same step, hence wholes.
+
+    Matrices draw for themselves, so the mean would be exceeded in every other step. A bound by
+    Bernstein's inequality, which one step in `_RARELY` exceeds at most.
+    """
+    mean = probability * sum(sizes)
+    variance = probability * (1.0 - probability) * sum(size * size for size in sizes)
+    nats, third = log(_RARELY), max(sizes, default=0) / 3.0
+    beyond = third * nats + sqrt((third * nats) ** 2 + 2.0 * variance * nats)
+    return min(ceil(mean + beyond), sum(sizes))
 
 
 def _last_encoded_bytes(topology: Topology) -> int:

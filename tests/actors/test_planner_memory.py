@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from actors import codec_memory, gradient_slots, plan_memory, topology
+from actors.bases import BasisSchedule
 from actors.optimizer.layout import state_layout
+from actors.parameters import parameters
 from actors.supervisor import segments
 from actors.topology import ModelSpec, TrainSpec
 from kernels.model.config import ModelConfig, TrainConfig
@@ -69,6 +71,30 @@ def test_activations_are_what_autograd_keeps(rows: int, change: dict[str, int]):
     assert estimate == pytest.approx(kept_by_autograd(model, rows), rel=0.1)
 
 
+@pytest.mark.parametrize(("layers", "remainder"), [(1, 0.1), (8, 0.1), (8, 0.02), (24, 0.3)])
+def test_gums_remainders_are_planned_for_its_draws_and_not_for_their_mean(
+    layers: int, remainder: float
+):
+    found = tiny(
+        f"model.layers={layers}",
+        "optimizer.matrices.projection=gum",
+        "optimizer.matrices.refresh_every=5",
+        f"optimizer.matrices.remainder={remainder}",
+    )
+    sizes = {p.name: p.numel for p in parameters(found.model) if p.group == "matrices"}
+    held = list[int]()
+    for seed in range(20):
+        schedule = BasisSchedule(msgspec.structs.replace(found, seed=seed))
+        held += [
+            sum(size for name, size in sizes.items() if schedule.sends_remainder(step, name))
+            for step in range(1, 40)
+        ]
+    planned = plan_memory.most_remainders(tuple(sizes.values()), remainder)
+    assert max(held) <= planned <= sum(sizes.values())
+    if layers == 24:
+        assert planned < 0.6 * sum(sizes.values())
+
+
 def test_logits_are_planned_in_the_kernels_pieces():
     large = msgspec.structs.replace(SMALL.model, vocab_size=100_000)
     assert plan_memory.logit_bytes(large, 64) == 3 * 4 * LOGIT_ELEMENTS
@@ -107,6 +133,7 @@ PROJECTED = (
     "optimizer.matrices.rank=16",
     "optimizer.matrices.first_basis=random",
 )
+GUM = ("optimizer.matrices.projection=gum",)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +149,7 @@ PROJECTED = (
         ("model.loops=2", "train.accumulation=2", *PROJECTED),
         ("model.loops=2", *PROJECTED, "optimizer.codec=int4"),
         ("model.loops=2", *PROJECTED, "model.activation_checkpointing=true"),
-        ("model.loops=2", *PROJECTED, "optimizer.matrices.projection=gum"),
+        ("model.loops=2", *PROJECTED, *GUM, "optimizer.matrices.remainder=0.9"),
     ],
     ids=lambda settings: " ".join(s.split(".")[-1] for s in settings),
 )
@@ -165,7 +192,7 @@ TECHNIQUES = (
     [
         (*TECHNIQUES, "optimizer.codec=two_bit", "optimizer.matrices.neuron_beta2=0.9"),
         (*TECHNIQUES, *PROJECTED, "optimizer.codec=int4"),
-        (*TECHNIQUES, *PROJECTED, "optimizer.matrices.projection=gum"),
+        (*TECHNIQUES, *PROJECTED, *GUM),
         ("optimizer.codec=power_int8", "optimizer.codec_rank=8", "optimizer.dense_codec=int8"),
     ],
     ids=lambda settings: " ".join(s.split(".")[-1] for s in settings),
