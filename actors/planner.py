@@ -17,6 +17,7 @@ from actors.matching import resolve as resolve
 from actors.parameters import applied_count, unique_count
 from actors.placement import Counts, Seating, place, usable_cores
 from actors.plan_memory import Memory, Wire
+from actors.supervisor import segments
 from actors.topology import HardwareWanted, Topology
 
 
@@ -225,6 +226,8 @@ def _with_notes(plan: Plan, topology: Topology, hardware: Hardware) -> Plan:
         )
     notes += _gpu_memory(plan, topology, hardware)
     notes += _host_memory(plan, hardware)
+    shared = sum(segments.wanted("plan", topology).values())
+    notes.append(f"shared memory: {_size(shared)} in /dev/shm (containers: --shm-size)")
     return msgspec.structs.replace(plan, notes=tuple(notes))
 
 
@@ -277,6 +280,10 @@ def _host_memory(plan: Plan, hardware: Hardware) -> list[str]:
             f"together need about {_gb(needed)}"
         ]
     return []
+
+
+def _size(size: int) -> str:
+    return _gb(size) if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _gb(size: int) -> str:

@@ -177,6 +177,11 @@ def test_hardware_that_must_be_there_is_there_only_as_far_as_a_quota_pays_for_it
         preparing.prepare("config_b", granted[1.0], require_hardware=True)
 
 
+def test_a_plan_says_how_much_shared_memory_a_container_must_have():
+    note = "shared memory: 10.2 GB in /dev/shm (containers: --shm-size)"
+    assert note in made("config_b", machine("config_b")).notes
+
+
 def test_local_takes_every_gpu_and_some_cores_of_a_larger_machine():
     plan = made("local", machine("config_b"))
     assert [a.device for a in seats(plan, "trainer")] == ["cuda:0", "cuda:1"]

@@ -96,6 +96,12 @@ def test_schedulers_wait_until_a_run_has_ended():
     assert int(before_s) > 2 * max(stop_s.values()) + 60
 
 
+def test_workers_of_a_batch_job_have_their_node_to_themselves():
+    script = (DEPLOY / "slurm" / "workers.sbatch").read_text()
+    assert "\n#SBATCH --exclusive\n" in script
+    assert '--cpus-per-task="$SLURM_CPUS_ON_NODE"' in script  # else nproc says 1
+
+
 def test_a_pod_has_what_its_topology_must_have():
     (job,) = (one for one in _documents("train.yaml") if one["kind"] == "Job")
     (container,) = job["spec"]["template"]["spec"]["containers"]
