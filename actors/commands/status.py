@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actors.commands import Failed, Refused, printing
+from actors.commands import Refused, printing
 
 if TYPE_CHECKING:
     from actors.rundir import RunDir
@@ -55,18 +55,23 @@ def _document(run: "RunDir") -> dict[str, Any]:
     from actors import asking
     from protocol.messages import Status, StatusRequest
 
+    silent = ""
     if asking.lives(run):
         try:
             answer = asking.ask(run, StatusRequest())
         except asking.Unanswered as error:
-            raise Failed(str(error)) from error
-        if isinstance(answer, Status):
-            return json.loads(answer.document)
-    return _ended(run)
+            silent = str(error)
+        else:
+            if isinstance(answer, Status):
+                return json.loads(answer.document)
+    return _from_directory(run, silent)
 
 
-def _ended(run: "RunDir") -> dict[str, Any]:
-    """Of a run without supervisor: how it ended, or who still lives without one."""
+def _from_directory(run: "RunDir", silent: str) -> dict[str, Any]:
+    """Of a run without a supervisor that answers: how it ended, or who still lives.
+
+    `silent`: why a supervisor that lives has not said it itself.
+    """
     from actors import leftovers, outcome, rundir
     from actors.supervisor import places, reports, status, table
 
@@ -75,7 +80,7 @@ def _ended(run: "RunDir") -> dict[str, Any]:
     living = set(leftovers.living(run))
     metrics = status.newest_metrics(reports.tail(run.metrics, 4))
     actors: list[dict[str, Any]] = []
-    reason = found.reason if found is not None else ""
+    reason = found.reason if found is not None else silent
     try:
         planned = places.read(run)
     except rundir.RunDirError as error:  # it has hardly begun, or lost a file

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from actors import rundir, topology
+from actors import asking, rundir, topology
+from actors.asking import Unanswered
 from actors.commands import main
+from protocol.messages import Message
 
 
 def call(*arguments: str) -> Result:
@@ -48,6 +50,24 @@ def test_a_run_without_a_plan_has_a_status(tmp_path: Path):
     document = json.loads(result.stdout)
     assert (document["state"], document["actors"]) == ("dead", [])
     assert "plan.json cannot be read" in document["reason"]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_silent_supervisor_does_not_hide_what_the_run_directory_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+):
+    def silent(*_asked: object) -> Message:
+        raise Unanswered("the supervisor has not answered for 5 s")
+
+    monkeypatch.setattr(asking, "lives", lambda _run: True)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(asking, "ask", silent)
+    run = rundir.create(tmp_path / "run")
+    run.plan.write_text(json.dumps({"actors": []}))
+    run.metrics.write_text(json.dumps({"step": 7, "loss": 2.5}) + "\n")
+    result = call("status", "--run", str(run.path), *form)
+    assert result.exit_code == 0, result.output
+    assert "has not answered for 5 s" in result.output
+    assert "step 7" in result.output or json.loads(result.stdout)["step"] == 7
 
 
 @pytest.mark.parametrize("arguments", [["generate", "--prompt", "x"], ["eval"]])
