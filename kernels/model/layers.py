@@ -104,15 +104,27 @@ def linear(config: ModelConfig, inputs: int, outputs: int, mode: Mode) -> Linear
 def project(x: Tensor, layers: Sequence[Linear], call: "Call | None" = None) -> tuple[Tensor, ...]:
     """`x` through several layers of one kind and recipe side by side; they share its rounding."""
     if call is None or call.filtering is None:
-        return _project(x, layers, call, None)
+        return _project(x, layers, call)
     widths = [layer.weight.shape[0] for layer in layers]
-    return call.filtering.products(x, widths, lambda known: _project(x, layers, call, known))
+    recipe = layers[0].recipe
+
+    def measure() -> Tensor | None:
+        return None if recipe is None else recipe.whole(x.reshape(-1, x.shape[-1]))
+
+    def compute(known: Known, whole: Tensor | None) -> tuple[Tensor, ...]:
+        return _project(x, layers, call, known, whole)
+
+    return call.filtering.products(x, widths, measure, compute)
 
 
 def _project(
-    x: Tensor, layers: Sequence[Linear], call: "Call | None", known: Known
+    x: Tensor,
+    layers: Sequence[Linear],
+    call: "Call | None",
+    known: Known = None,
+    whole: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """`known` are results computed before."""
+    """`known` are results computed before; `whole`: see `Recipe.whole`."""
     ternary = [layer for layer in layers if isinstance(layer, TernaryLinear)]
     weights = [t.ternary for t in ternary]
     recipe, leaves = layers[0].recipe, [leaf(layer) for layer in layers]
@@ -122,7 +134,7 @@ def _project(
         return tuple(functional.linear(x, weight) for weight in leaves)
     noise = None if call is None else call.noise
     keys = None if noise is None else [draws.key(noise, layer.label) for layer in layers]
-    return low_precision_project(x, leaves, weights or None, recipe or Recipe(), keys, known)
+    return low_precision_project(x, leaves, weights or None, recipe or Recipe(), keys, known, whole)
 
 
 class _RmsNorm(torch.autograd.Function):

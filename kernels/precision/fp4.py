@@ -67,20 +67,27 @@ def product(a_MK: Blocks, b_NK: Blocks) -> Tensor:
     return (a_MK.scaled() @ b_NK.scaled().mT).mul_(factor)
 
 
-def nvfp4(x_MK: Tensor, *, square: bool = False, uniform: Tensor | None = None) -> Blocks:
+def nvfp4(
+    x_MK: Tensor,
+    *,
+    square: bool = False,
+    uniform: Tensor | None = None,
+    largest: Tensor | None = None,
+) -> Blocks:
     """NVFP4 of a float32 matrix, its columns filled up to a multiple of 16.
 
     `square` shares a scale among 16 rows as well (rows are filled up too), which makes it commute
-    with transposition. `uniform` (M, K, filled up) makes the rounding of values stochastic.
+    with transposition. `uniform` (M, K, filled up) makes the rounding of values stochastic. These
+    may be rows of a larger matrix that is to be rounded as one: then `largest` is its magnitude.
     """
     x_MK = _filled(x_MK.float(), square)
     M, b = x_MK.shape[0], x_MK.shape[1] // NVFP4_BLOCK
     blocks_MbB = x_MK.view(M, b, NVFP4_BLOCK)
     largest_Mb = blocks_MbB.abs().amax(dim=-1)
-    encode = _encode_factor(largest_Mb.amax())
+    encode = _encode_factor(largest_Mb.amax() if largest is None else largest)
     if square:
-        largest = largest_Mb.view(-1, NVFP4_BLOCK, b).amax(dim=1)
-        largest_Mb = largest.repeat_interleave(NVFP4_BLOCK, dim=0)
+        shared = largest_Mb.view(-1, NVFP4_BLOCK, b).amax(dim=1)
+        largest_Mb = shared.repeat_interleave(NVFP4_BLOCK, dim=0)
     # x * (1 / 6), not x / 6: the last bit decides which E4M3 value is nearest.
     scales_Mb = e4m3((largest_Mb * (encode * (1.0 / E2M1_MAX))).clamp_(max=E4M3_MAX))
     factor = encode.reciprocal()

@@ -18,6 +18,7 @@ class _How:
     recipe: Recipe
     keys: tuple[int, ...]  # one per weight
     ternary: bool
+    whole: Tensor | None  # see `Recipe.whole`; None: these are all tokens
 
 
 class _Project(torch.autograd.Function):
@@ -32,7 +33,7 @@ class _Project(torch.autograd.Function):
         ctx: Any, how: _How, known: tuple[Tensor, ...] | None, x_NI: Tensor, *parts: Tensor
     ) -> tuple[Tensor, ...]:
         needed = known is None or not how.recipe.keeps_input
-        a = how.recipe.activations(x_NI, how.ternary) if needed else None
+        a = how.recipe.activations(x_NI, how.ternary, how.whole) if needed else None
         kept = parts[len(how.keys) :] if how.ternary else parts
         ctx.save_for_backward(how.recipe.kept(x_NI, a), *kept)
         ctx.how = how
@@ -76,12 +77,14 @@ def low_precision_project(
     recipe: Recipe,
     keys: Sequence[int] | None,
     known: Sequence[Tensor] | None = None,
+    whole: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """`x` (..., I) through each weight (O_i, I): a tuple of (..., O_i).
 
     The weights are `ternary`, with `leaves` to receive their gradients, or else the leaves. `keys`
     name the random draws of each. `known` are the results, where they were computed before: new
-    tensors that nobody else holds. Raises `ValueError` where a recipe draws and has no keys.
+    tensors that nobody else holds. `whole`: see `Recipe.activations`. Raises `ValueError` where
+    a recipe draws and has no keys.
     """
     if keys is None:
         if recipe.draws and torch.is_grad_enabled():
@@ -91,7 +94,7 @@ def low_precision_project(
             )
         keys = [0] * len(leaves)
     flat = None if known is None else tuple(y.view(-1, y.shape[-1]) for y in known)
-    how = _How(recipe, tuple(keys), ternary is not None)
+    how = _How(recipe, tuple(keys), ternary is not None, whole)
     parts: list[Tensor] = list(leaves)
     if ternary is not None:
         parts += [*(w.codes for w in ternary), *(w.scale for w in ternary)]

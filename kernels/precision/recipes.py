@@ -36,9 +36,16 @@ class Recipe:
     draws = False  # whether the backward pass needs a key
     keeps_input = True  # whether `kept` is X itself, and `activations` no part of it
 
-    def activations(self, x_NI: Tensor, ternary: bool) -> Any:
-        """X as operand of the forward products of all weights it meets."""
-        del ternary
+    def whole(self, x_NI: Tensor) -> Tensor | None:
+        """What the rounding of a token depends on beyond the token itself; None: on nothing."""
+        del x_NI
+
+    def activations(self, x_NI: Tensor, ternary: bool, whole: Tensor | None = None) -> Any:
+        """X as operand of the forward products of all weights it meets.
+
+        X may be some tokens of many that are rounded as one: then `whole` is of them all.
+        """
+        del ternary, whole
         return x_NI
 
     def forward(self, a: Any, w: Weight) -> Tensor:
@@ -68,7 +75,7 @@ class Recipe:
 class Fp8(Recipe):
     """E4M3 with a scale per row, all three products (arXiv 2502.11458, for attention)."""
 
-    def activations(self, x_NI: Tensor, ternary: bool) -> fp8.Rows:
+    def activations(self, x_NI: Tensor, ternary: bool, whole: Tensor | None = None) -> fp8.Rows:
         """E4M3, a scale per token."""
         return fp8.rows(x_NI)
 
@@ -110,9 +117,13 @@ class Nvfp4(Recipe):
         self._quantise = quantise
         self._settle = settle
 
-    def activations(self, x_NI: Tensor, ternary: bool) -> Blocks:
+    def whole(self, x_NI: Tensor) -> Tensor:
+        """The largest magnitude, which scales are relative to."""
+        return x_NI.float().abs().amax()
+
+    def activations(self, x_NI: Tensor, ternary: bool, whole: Tensor | None = None) -> Blocks:
         """To nearest, not rotated."""
-        return self._quantise(x_NI)
+        return self._quantise(x_NI) if whole is None else self._quantise(x_NI, largest=whole)
 
     def forward(self, a: Blocks, w: Weight) -> Tensor:
         """W in square blocks."""
@@ -157,7 +168,9 @@ class Mxfp4Backward(Recipe):
     def __init__(self, quantise: Quantise = fp4.mxfp4_unbiased) -> None:
         self._quantise = quantise
 
-    def activations(self, x_NI: Tensor, ternary: bool) -> tuple[Tensor, Tensor | None]:
+    def activations(
+        self, x_NI: Tensor, ternary: bool, whole: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The 8-bit ones of ternary layers, or X itself."""
         return quantise_activations(x_NI) if ternary else (x_NI, None)
 
@@ -196,10 +209,14 @@ class Dge(Recipe):
 
     keeps_input = False
 
-    def activations(self, x_NI: Tensor, ternary: bool) -> Tensor:
+    def whole(self, x_NI: Tensor) -> Tensor:
+        """The quantiles beyond which it is clamped."""
+        return dge.quantiles(x_NI)
+
+    def activations(self, x_NI: Tensor, ternary: bool, whole: Tensor | None = None) -> Tensor:
         """Clamped and rounded, plus what the clamp cut off."""
         assert not ternary
-        inner = dge.clamped(x_NI)
+        inner = x_NI.clamp(*(self.whole(x_NI) if whole is None else whole))
         # The sum of both products is the product of the sum: W is the same in both.
         return dge.rows(inner)[0].add_(x_NI - inner)
 

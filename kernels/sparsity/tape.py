@@ -6,6 +6,8 @@ on the kept tokens, for autograd: every matrix product takes its result from the
 computing it (`Replay`), and what remains is arithmetic per element. The backward pass of that
 second run has as many rows as there are kept tokens, in every matrix product.
 
+Where tokens are rounded relative to all others of their batch, that run is told what all were like.
+
 With activation checkpointing the record holds keys, values and each layer's output only. The second
 run then passes each layer hollow, with zeros for products, so that autograd sees its structure, and
 takes its output from the record; products are computed when the backward pass arrives there.
@@ -27,14 +29,19 @@ from kernels.sparsity.token_filter import Kept
 # Shapes: B rows, S positions, H heads, D width of a head.
 
 Known = tuple[Tensor, ...] | None
-Products = Callable[[Known], tuple[Tensor, ...]]
+Whole = Tensor | None
+Measure = Callable[[], Whole]
+Products = Callable[[Known, Whole], tuple[Tensor, ...]]
 
 
 class Filtering(Protocol):
     """How the two places of a layer that multiply large matrices take part in a token filter."""
 
-    def products(self, x: Tensor, widths: Sequence[int], compute: Products) -> tuple[Tensor, ...]:
-        """Results of linear maps of `x`, one of each width. `compute` takes them where known."""
+    def products(
+        self, x: Tensor, widths: Sequence[int], measure: Measure, compute: Products
+    ) -> tuple[Tensor, ...]:
+        """Results of linear maps of `x`, one of each width. `compute` takes them where known, and
+        what `measure` finds out about `x` where this is only a part of it."""
         ...
 
     def attention(self, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
@@ -59,10 +66,12 @@ class Detaching:
     def __init__(self, mask_BS: Tensor) -> None:
         self._mask = mask_BS[:, :, None, None]
 
-    def products(self, x: Tensor, widths: Sequence[int], compute: Products) -> tuple[Tensor, ...]:
+    def products(
+        self, x: Tensor, widths: Sequence[int], measure: Measure, compute: Products
+    ) -> tuple[Tensor, ...]:
         """As without a filter."""
-        del x, widths
-        return compute(None)
+        del x, widths, measure
+        return compute(None, None)
 
     def attention(self, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         """Dropped keys and values are constants."""
@@ -80,16 +89,20 @@ class _Record:
     """What one call of a layer leaves. Also the `Filtering` of that call."""
 
     thrifty: bool
+    wholes: deque[Whole] = field(default_factory=deque[Whole])
     results: deque[tuple[Tensor, ...]] = field(default_factory=deque[tuple[Tensor, ...]])
     keys: Tensor | None = None
     values: Tensor | None = None
     attended: Tensor | None = None
     output: Tensor | None = None
 
-    def products(self, x: Tensor, widths: Sequence[int], compute: Products) -> tuple[Tensor, ...]:
+    def products(
+        self, x: Tensor, widths: Sequence[int], measure: Measure, compute: Products
+    ) -> tuple[Tensor, ...]:
         """Compute and remember."""
         del x, widths
-        out = compute(None)
+        self.wholes.append(measure())
+        out = compute(None, self.wholes[-1])
         if not self.thrifty:
             self.results.append(out)
         return out
@@ -138,13 +151,17 @@ class _Playing:
         self._record = record
         self.hollow = False
 
-    def products(self, x: Tensor, widths: Sequence[int], compute: Products) -> tuple[Tensor, ...]:
+    def products(
+        self, x: Tensor, widths: Sequence[int], measure: Measure, compute: Products
+    ) -> tuple[Tensor, ...]:
         """Known from the record, zeros in a hollow pass, or computed."""
+        del measure
         if self.hollow:
-            return compute(tuple(x.new_zeros(*x.shape[:-1], width) for width in widths))
+            return compute(tuple(x.new_zeros(*x.shape[:-1], width) for width in widths), None)
+        whole = self._record.wholes.popleft()
         if self._record.thrifty:
-            return compute(None)
-        return compute(tuple(self._kept.take(t) for t in self._record.results.popleft()))
+            return compute(None, whole)
+        return compute(tuple(self._kept.take(t) for t in self._record.results.popleft()), whole)
 
     def attention(self, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         """Of kept tokens over all."""
