@@ -22,11 +22,12 @@ from actors.topology import Topology, TopologyError
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
-# What may change when a run goes on: how long it is, who does the work, and how it is looked after.
-# Not what is learned from what: a run that goes on with other data or another model is another run.
+# What may change when a run goes on: how long it is, who does the work, how it is looked after, and
+# in how many bits (the last part of a run in 4 bits is often done in more). Not what is learned
+# from what: a run that goes on with other data or another model is another run.
 _MAY_CHANGE = (
     "steps", "optimizer.fire_at", "elastic", "train.rows_per_trainer", "train.accumulation",
-    "actors.", "rollout.", "supervision.", "checkpoint.", "recorder.", "remote.",
+    "train.precision", "actors.", "rollout.", "supervision.", "checkpoint.", "recorder.", "remote.",
 )  # fmt: skip
 # What of that decides over the weights.
 _DECIDES = "actors.trainers", "elastic", "train.rows_per_trainer", "train.accumulation"
@@ -121,17 +122,26 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
     notes = [f"resuming {run.path}"]
     if anew:
         notes.append("no checkpoint had been written yet: it begins again with step 1")
-    if any(key in _DECIDES for key in changes):
-        notes.append(
-            f"a step is {topology.actors.trainers} x {_rows(topology)} rows from here on "
-            f"(before: {stored.actors.trainers} x {_rows(stored)}); weights will not be those of a "
-            "run that was never changed"
-        )
+    notes += _changes_of_weights(stored, topology, changes)
     return Begun(run, topology, notes, lock, resumed=True)
 
 
-def _rows(topology: Topology) -> int:
-    return topology.train.rows_per_trainer * topology.train.accumulation
+def _changes_of_weights(stored: Topology, topology: Topology, changes: list[str]) -> list[str]:
+    """Those by which the weights become others, in words."""
+    said: list[str] = []
+    if any(key in _DECIDES for key in changes):
+        said.append(f"a step is {_rows(topology)} rows from here on (before: {_rows(stored)})")
+    rounding = [key for key in changes if key.startswith("train.precision")]
+    if rounding:
+        said.append(f"from here on other {', '.join(rounding)}")
+    if said:
+        said[-1] += "; weights will not be those of a run that was never changed"
+    return said
+
+
+def _rows(topology: Topology) -> str:
+    each = topology.train.rows_per_trainer * topology.train.accumulation
+    return f"{topology.actors.trainers} x {each}"
 
 
 # --- Directory ------------------------------------------------------------------------------------

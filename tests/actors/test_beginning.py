@@ -175,6 +175,10 @@ def test_who_does_the_work_may_differ(begun: Begun, here: Hardware):
     assert resumed.topology.actors.trainers == 2
     assert "a step is 2 x 7 rows from here on (before: 1 x 8)" in resumed.notes[1]
     resumed.release()
+    wider = Wanted(run_dir=begun.run.path, settings=("train.precision_ffn=nvfp4",))
+    finer = beginning.resume(wider, here)
+    assert "from here on other train.precision_ffn; weights will not be" in finer.notes[1]
+    finer.release()
     again = beginning.resume(Wanted(run_dir=begun.run.path), here)  # it is the run's own now
     assert again.topology.actors.trainers == 2
     assert len(again.notes) == 1
