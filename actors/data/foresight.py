@@ -13,12 +13,11 @@ from another there is no foresight, and the whole window has to cover what comes
 
 import heapq
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-
-import numpy as np
 
 # Samples that weigh as much as what is known of larger groups.
 _PRIOR = 1.0
@@ -57,7 +56,8 @@ class Costs:
     def __init__(self, samples: int) -> None:
         """`samples`: how many there are. Each is remembered in four bytes, unless there are so
         many that this would cost more than it is worth."""
-        self._seen = np.zeros(samples if samples <= _REMEMBERED else 0, np.float32)  # 0: not yet
+        remembered = samples if samples <= _REMEMBERED else 0
+        self._seen = array("f", bytes(4 * remembered))  # 0: not yet
         self._kinds: dict[str, _Known] = {}
         self._sizes: dict[tuple[str, int], _Known] = {}
         self.longest = 0.0  # of late
@@ -68,6 +68,10 @@ class Costs:
         excess = seconds - _PRUDENCE * self.expect(sample, features)
         self.surprise = max(excess, _FADING * self.surprise)
         self.longest = max(seconds, _FADING * self.longest)
+        self.remember(sample, seconds, features)
+
+    def remember(self, sample: int, seconds: float, features: Features | None = None) -> None:
+        """`note`, where nobody asks for the longest or for surprises."""
         if sample < len(self._seen):
             self._seen[sample] = max(seconds, 1e-6)
         if features is not None:
@@ -77,7 +81,7 @@ class Costs:
 
     def expect(self, sample: int, features: Features | None = None) -> float:
         """How long it will take; 0 when nothing is known that would tell."""
-        seen = float(self._seen[sample]) if sample < len(self._seen) else 0.0
+        seen = self._seen[sample] if sample < len(self._seen) else 0.0
         if seen or features is None:
             return seen
         kind, size = features

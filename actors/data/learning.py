@@ -13,6 +13,7 @@ from actors.data.leases import LeaseTable
 from actors.data.ordering import Key
 from actors.data.split import Split
 from actors.data.works import Grant, Worker
+from protocol.messages import Pool
 
 # A worker's own queue is to last this long: many times what an answer takes, yet not so long that
 # samples grow old behind one that turns out to be slow.
@@ -74,7 +75,7 @@ class Learning:
             line_s, total_s = line_s + before.line_s, total_s + before.total_s
         self.cutoff.note(line_s)
         features = self._of(sample)
-        self._lines.note(sample, line_s, features)
+        self._lines.remember(sample, line_s, features)
         self.costs.note(sample, total_s, features)
 
     def forget(self, key: Key) -> None:
@@ -129,10 +130,10 @@ class Learning:
         """Somebody has come or gone."""
         self._split_at = 0.0
 
-    def limit_of(self, worker: Worker) -> int:
-        """Leases it does well to hold."""
-        held = min(2 + int(QUEUE_S / max(self._new_line_s, 1e-6)), MOST_HELD)
-        return 1 if worker.pool == "slow" else held
+    def limits(self) -> dict[Pool, int]:
+        """Leases that workers of each pool do well to hold."""
+        fast = min(2 + int(QUEUE_S / max(self._new_line_s, 1e-6)), MOST_HELD)
+        return {"fast": fast, "slow": 1}
 
     def _of(self, sample: int) -> Features | None:
         return None if self._features is None else self._features(sample)

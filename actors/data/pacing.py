@@ -14,6 +14,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.turns = 0  # over, as far as the consumer is concerned
+        self.rate = 0.0  # turns per second; 0 before two batches were taken
         self._composed: deque[int] = deque()  # turns over by the end of each batch not yet taken
         self._taken: deque[tuple[float, int]] = deque()  # when, and turns over by then
 
@@ -29,11 +30,6 @@ class Pace:
         taken.append((now, self.turns))
         while len(taken) > _BATCHES and now - taken[1][0] > _SECONDS:
             taken.popleft()
-
-    @property
-    def rate(self) -> float:
-        """Turns per second; 0 before two batches were taken."""
-        if len(self._taken) < 2:
-            return 0.0
-        (since, before), (now, turns) = self._taken[0], self._taken[-1]
-        return (turns - before) / max(now - since, _LEAST_S)
+        if len(taken) > 1:
+            (since, before), (_, turns) = taken[0], taken[-1]
+            self.rate = (turns - before) / max(now - since, _LEAST_S)

@@ -184,10 +184,10 @@ class Deciding(Generic[V]):
         """Leases to give out."""
         self._draw()
         self.learning.share_out(self.table, now)
+        limits = self.learning.limits()
         for worker in self.table.workers.values():
-            limit = self.learning.limit_of(worker)
-            if worker.limit != limit:
-                self.table.allow(worker.name, limit)
+            if worker.limit != limits[worker.pool]:
+                self.table.allow(worker.name, limits[worker.pool])
         grants = self.table.grants(now)
         self._held_back = self._held_back or self._is_holding_back()
         return [
@@ -205,6 +205,10 @@ class Deciding(Generic[V]):
             return False
         if batching.drawn == len(batching.share.samples):
             return False
+        return self.is_line_empty()
+
+    def is_line_empty(self) -> bool:
+        """Has some worker nothing to compute?"""
         return any(not worker.held for worker in self.table.workers.values())
 
     # --- workers ----------------------------------------------------------------------------------

@@ -175,13 +175,16 @@ class Engine:
             self._turn()
 
     def _turn(self) -> None:
+        if not self._deciding.is_line_empty():
+            self._seats.gather()
         for fd in self._seats.wait(self._timeout_s()):
             seat = self._seats.seat_of(fd)
             if seat is not None:
                 self._hear(seat)
             elif self._seats.is_keeper(fd):
                 self._seats.hear_keeper()
-        self._waker.clear()
+            else:
+                self._waker.clear()
         now = self._clock.now()
         while self._commands:
             self._commands.popleft()(now)
@@ -218,24 +221,21 @@ class Engine:
 
     def _learn(self, seat: Seat, heard: Heard, now: float) -> None:
         deciding, name, report, pieces = self._deciding, seat.name, heard.report, heard.pieces
+        self._cpu_s += report.cpu_s
         for lease in report.parked:
             deciding.parked(name, lease, now)
         for over in report.over:
             made = self._seats.made(seat, over.state, pieces)
             timing = Timing(over.line_s, over.total_s)
             deciding.handed_over(name, over.lease, over.stage, made, timing, now)
-            self._spend(over.line_s, over.cpu_s)
+            self._line_s += over.line_s
         for done in report.done:
             made = self._seats.made(seat, done.value, pieces)
             timing = Timing(done.line_s, done.total_s)
             deciding.finished(name, done.lease, made, timing, now)
-            self._spend(done.line_s, done.cpu_s)
+            self._line_s += done.line_s
         for bad in report.bad:
             self._lost(deciding.bad(name, bad.lease, bad.kind, bad.detail, now))
-
-    def _spend(self, line_s: float, cpu_s: float) -> None:
-        self._line_s += line_s
-        self._cpu_s += cpu_s
 
     def _bury(self, now: float) -> None:
         """Say how workers ended, once that is known."""
@@ -339,9 +339,9 @@ class Engine:
             leases += self._deciding.grants(now)
         for lease in leases:
             by_seat.setdefault(lease.worker, []).append(_task(lease))
-        for seat in self._seats.seats:
-            tasks = by_seat.get(seat.name)
-            if tasks and seat.link is not None:
+        for name, tasks in by_seat.items():
+            seat = self._seats.by_name[name]
+            if seat.link is not None:
                 self._seats.work(seat, tasks)
         self._seats.tell_freed()
 

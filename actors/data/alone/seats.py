@@ -19,6 +19,9 @@ from actors.data.alone.worker import Job
 _KEEPERS = 5
 # A lease without its state, generously; and how many freed slots a packet takes.
 _TASK_BYTES, _FREED_AT_ONCE = 128, 4096
+# News wait so long for others: every turn costs some worker its core for a moment. It is a fraction
+# of what a worker's queue lasts (learning.py).
+_GATHER_MS = 1
 # Messages taken from one worker before the others get their turn.
 _AT_ONCE = 64
 
@@ -39,11 +42,10 @@ class Seat:
     freed: list[int] = field(default_factory=list[int])  # slots, to be told
     leased: dict[int, int] = field(default_factory=dict[int, int])  # slots in use: offset -> bytes
     pieces: list[bytearray] = field(default_factory=list[bytearray])
+    name: str = ""  # what deciders call the worker
 
-    @property
-    def name(self) -> str:
-        """What deciders call the worker."""
-        return f"worker {self.index}"
+    def __post_init__(self) -> None:
+        self.name = f"worker {self.index}"
 
 
 @dataclass(slots=True)
@@ -76,13 +78,16 @@ class Seats:
         self._arena = Arena(count, region_bytes)
         self._job = job
         self.seats = [Seat(index) for index in range(count)]
+        self.by_name = {seat.name: seat for seat in self.seats}
         self.wanted = 0  # how many of them are to be taken
         self._kept: Kept | None = keeper.start(self._arena, job)
         self._keepers = 1
         self._poll = select.poll()
         self._poll.register(self._kept.link, select.POLLIN)
+        self._urgent = select.poll()
         self._by_fd: dict[int, Seat] = {}
         self._released: deque[tuple[int, int]] = deque()  # seat, offset: by any thread
+        self._untold: set[int] = set()  # seats with free slots to hear of
         self._ends: dict[tuple[int, int], int] = {}
 
     # --- who sits there ---------------------------------------------------------------------------
@@ -150,8 +155,13 @@ class Seats:
     # --- hearing ----------------------------------------------------------------------------------
 
     def watch(self, fd: int) -> None:
-        """Wake up for this one too."""
+        """Wake up for this one too, which can wait for nobody."""
         self._poll.register(fd, select.POLLIN)
+        self._urgent.register(fd, select.POLLIN)
+
+    def gather(self) -> None:
+        """Workers all have something to do: let news come together."""
+        self._urgent.poll(_GATHER_MS)
 
     def wait(self, timeout_s: float | None) -> list[int]:
         """Descriptors with news."""
@@ -248,7 +258,8 @@ class Seats:
     def tell_freed(self) -> None:
         """Word of free slots to those who have none but that to hear."""
         self._take_back()
-        for seat in self.seats:
+        while self._untold:
+            seat = self.seats[self._untold.pop()]
             if seat.freed and seat.link is not None:
                 self.work(seat, [])
 
@@ -300,6 +311,7 @@ class Seats:
             seat = self.seats[index]
             if seat.leased.pop(offset, None) is not None:
                 seat.freed.append(offset)
+                self._untold.add(index)
 
     def close(self) -> None:
         """End everybody."""

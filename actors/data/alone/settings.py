@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from actors.data.alone.batching import Plan
 from actors.data.alone.steps import Step, StepLike, step_of
 from actors.data.foresight import FARTHEST, Features
@@ -14,6 +16,8 @@ from actors.hardware import read_cgroup
 
 # Workers for samples that wait, each some 5 MB of its own, beside one a core.
 _WAITING_FOR_EACH = 4
+# Data sets whose samples lie there already.
+_PLAIN = (range, list, tuple, np.ndarray)
 # Below this a region holds next to nothing, and every array takes the socket.
 _SMALLEST_MEMORY = 1 << 20
 
@@ -104,7 +108,14 @@ def _check_counts(wanted: Settings) -> None:
 
 def steps_of(dataset: Any, stages: Sequence[StepLike]) -> tuple[Step, ...]:
     """All steps, `dataset[i]` first. Raises ValueError, TypeError."""
-    first = Step("dataset", dataset.__getitem__, takes_rng=False, parallel=0, is_async=False)
+    first = Step(
+        "dataset",
+        dataset.__getitem__,
+        takes_rng=False,
+        parallel=0,
+        is_async=False,
+        may_draw=type(dataset) not in _PLAIN,
+    )
     return (first, *(step_of(stage) for stage in stages))
 
 

@@ -55,6 +55,7 @@ class Step:
     takes_rng: bool
     parallel: int  # 0: it computes
     is_async: bool
+    may_draw: bool = True  # from somebody's generator
 
 
 StepLike = Callable[..., Any] | Waiting | str
@@ -124,4 +125,5 @@ class Chance:
         np.random.seed(number % 2**32)
         torch = sys.modules.get("torch")
         if torch is not None:
-            torch.manual_seed(number % 2**63)
+            # As torch.manual_seed does, at an eightieth of the cost: workers have no other device.
+            torch.default_generator.manual_seed(number % 2**63)

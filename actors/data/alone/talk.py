@@ -91,7 +91,6 @@ class Done(msgspec.Struct, array_like=True):
     value: Value
     line_s: float  # the worker was busy with it, here
     total_s: float  # from its begin to its end here, waits included
-    cpu_s: float  # computing, or ready to compute
 
 
 class Over(msgspec.Struct, array_like=True):
@@ -102,7 +101,6 @@ class Over(msgspec.Struct, array_like=True):
     state: Value
     line_s: float
     total_s: float
-    cpu_s: float
 
 
 class Bad(msgspec.Struct, array_like=True):
@@ -120,6 +118,7 @@ class Report(_Said):
     over: list[Over]
     done: list[Done]
     bad: list[Bad]
+    cpu_s: float  # that the worker has computed since the last, or stood ready to
 
 
 class Piece(_Said):

@@ -6,9 +6,10 @@ worker whose steps all compute has neither.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -61,6 +62,7 @@ class Waits(Generic[T]):
         self._gates: dict[int, asyncio.Semaphore] = {}
         self._over: deque[T] = deque()
         self._waker = Waker()
+        self._asleep = False  # the line: whoever's wait is over wakes it
 
     def fileno(self) -> int:
         """Readable when a wait may be over."""
@@ -98,13 +100,22 @@ class Waits(Generic[T]):
             problem = RuntimeError(repr(problem))
         over(outcome, problem)
         self._over.append(item)
-        self._waker.ring()
+        if self._asleep:
+            self._waker.ring()
 
     def over(self) -> T | None:
         """A sample whose wait is over."""
-        if not self._over:
-            self._waker.clear()
         return self._over.popleft() if self._over else None
+
+    @contextlib.contextmanager
+    def asleep(self) -> Generator[bool]:
+        """The line has nothing to do meanwhile; False: it has, a wait was over just before."""
+        self._asleep = True
+        try:
+            yield not self._over
+        finally:
+            self._asleep = False
+            self._waker.clear()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

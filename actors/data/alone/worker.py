@@ -54,7 +54,6 @@ class _Sample:
     step: int
     began: float
     line_s: float = 0.0
-    cpu_s: float = 0.0
     problem: Exception | None = None
 
 
@@ -108,6 +107,7 @@ class Worker:
             self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # a kernel that does not count waits for a core
             self._schedule = -1
+        self._computed = self._computing()  # by the last report
         self._poll = select.poll()
         for source in (link, self._waits):
             self._poll.register(source, select.POLLIN)
@@ -123,7 +123,9 @@ class Worker:
             else:
                 self._send()
                 self._note[0] = -1
-                self._poll.poll()
+                with self._waits.asleep() as is_quiet:
+                    if is_quiet:
+                        self._poll.poll()
             now = self._clock()
             if not self._tasks or now >= self._listen_at:
                 self._listen_at = now + _LISTEN_S
@@ -172,7 +174,7 @@ class Worker:
         """Go on with a sample until it is done, waits, or has taken too long."""
         task, steps = sample.task, self._job.steps
         self._note[0], self._note[1] = task.lease, time.monotonic_ns()
-        began, cpu = self._clock(), self._computing()
+        began = self._clock()
         line_s = sample.line_s
         if sample.problem is not None:
             self._refuse(task.lease, sample.problem)
@@ -183,19 +185,16 @@ class Worker:
                 step = steps[sample.step]
                 if step.parallel:
                     sample.line_s = line_s + self._clock() - began
-                    sample.cpu_s += self._computing() - cpu
                     self._park(sample, step)
                     return
-                self._chance.seed_modules(task.epoch, task.sample, sample.step)
+                if step.may_draw:
+                    self._chance.seed_modules(task.epoch, task.sample, sample.step)
                 sample.value = self._call(step, sample)
                 sample.step += 1
                 sample.line_s = line_s + self._clock() - began
-                if sample.line_s > task.cutoff_s and sample.step < len(steps):
-                    sample.cpu_s += self._computing() - cpu
-                    if self._hand_over(sample):
-                        return
-                    cpu = self._computing()
-            sample.cpu_s += self._computing() - cpu
+                is_late = sample.line_s > task.cutoff_s and sample.step < len(steps)
+                if is_late and self._hand_over(sample):
+                    return
             self._check(sample)
             self._deliver(sample)
         except Exception as error:  # noqa: BLE001 - whatever users' functions raise is counted
@@ -244,7 +243,7 @@ class Worker:
             raise TooLarge(f"{total:,} bytes; max_sample_bytes is {self._job.max_sample_bytes:,}")
         value = self._placed(body, parts) or self._in_pieces(body, parts)
         total_s = self._clock() - sample.began
-        done = talk.Done(sample.task.lease, value, sample.line_s, total_s, sample.cpu_s)
+        done = talk.Done(sample.task.lease, value, sample.line_s, total_s)
         self._tell(len(value.body)).done.append(done)
         if value.pieces:
             self._send()
@@ -258,9 +257,7 @@ class Worker:
         if value is None:
             return False
         total_s = self._clock() - sample.began
-        over = talk.Over(
-            sample.task.lease, sample.step, value, sample.line_s, total_s, sample.cpu_s
-        )
+        over = talk.Over(sample.task.lease, sample.step, value, sample.line_s, total_s)
         self._tell(len(value.body)).over.append(over)
         return True
 
@@ -313,10 +310,11 @@ class Worker:
         if not self._report:
             return
         said, self._report = self._report, _Report()
+        before, self._computed = self._computed, self._computing()
+        cpu_s = self._computed - before
+        report = talk.Report(said.parked, said.over, said.done, said.bad, cpu_s)
         try:
-            self._link.sendall(
-                talk.encode(talk.Report(said.parked, said.over, said.done, said.bad))
-            )
+            self._link.sendall(talk.encode(report))
         except ConnectionError:
             self._leaving = True
 
