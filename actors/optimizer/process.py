@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from actors import checkpoints, codec_memory, leftovers
+from actors import codec_memory, leftovers
 from actors.checkpoints import CheckpointError
 from actors.codec_memory import CodecMemory, MemoryLost
 from actors.loop import Mailbox
@@ -115,12 +115,9 @@ class _Life:
             finished = self._state.recover()
             log.info("state adopted", committed=self._state.committed, finished=finished)
             return
-        found = checkpoints.newest(
+        found = restore.to_go_on_from(
             self._directory, lambda why: log.warning("checkpoint skipped", why=why)
         )
-        stuck = checkpoints.put_aside(self._directory, -1 if found is None else found.step)
-        if stuck:
-            raise CheckpointError(f"damaged checkpoints cannot be renamed: {stuck[0]}; remove it")
         if found is None:
             updates.fill_fresh(self._state, self._topology, self._mailbox.progress)
             log.info("state made from the seed", seed=self._topology.seed)

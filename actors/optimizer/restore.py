@@ -1,10 +1,12 @@
-"""Filling a shard's empty state from a checkpoint, whatever number of shards wrote it."""
+"""Which checkpoint a shard's empty state is filled from, and how, whoever and how many wrote it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actors import checkpoints
 from actors.checkpoints import Checkpoint, CheckpointError, Manifest, TensorFile, memory_name
 from actors.codec_memory import CodecMemory
 from actors.optimizer.layout import kept_tensors
@@ -15,6 +17,25 @@ from actors.uplink import memory_tensors
 
 if TYPE_CHECKING:
     from actors.published import Array
+
+
+def to_go_on_from(directory: Path, on_damaged: Callable[[str], object]) -> Checkpoint | None:
+    """The newest whole checkpoint; None when there has never been any. Damaged ones that are newer
+    lose their names, for the run comes to their steps again.
+
+    Raises `CheckpointError` when every one there is has been damaged: to lose all that was learned
+    is for a person to decide.
+    """
+    found = checkpoints.newest(directory, on_damaged)
+    if found is None and (damaged := checkpoints.listing(directory)):
+        raise CheckpointError(
+            f"{directory} holds no whole checkpoint, {damaged[0].name} and all before it are "
+            "damaged; restore one from a copy, or move them away to begin again with step 1"
+        )
+    stuck = checkpoints.put_aside(directory, -1 if found is None else found.step)
+    if stuck:
+        raise CheckpointError(f"damaged checkpoints cannot be renamed: {stuck[0]}; remove it")
+    return found
 
 
 def restore(

@@ -15,6 +15,7 @@ from actors import checkpoints
 from actors.checkpoints import CLOSING, CheckpointError, published_parameters
 from actors.optimizer import writer
 from actors.optimizer.checkpointing import RunFailed
+from actors.optimizer.restore import to_go_on_from
 from actors.parameters import parameters
 from actors.published import Array
 from actors.topology import Topology
@@ -268,6 +269,23 @@ def test_published_weights_are_read_without_the_shards(tmp_path: Path, digests: 
     for index, place in enumerate(state.layout.places):
         for name, array in state.published(index, STEPS).items():
             assert np.array_equal(weights[place.parameter.name][name], array)
+
+
+def test_a_run_goes_on_from_a_whole_checkpoint_and_never_from_nothing_instead(tmp_path: Path):
+    assert to_go_on_from(tmp_path, pytest.fail) is None
+    exchange = Exchange(setting("checkpoint.keep_last=2"), directory=tmp_path)
+    exchange.run()
+    exchange.settle()
+    newest, other = checkpoints.listing(tmp_path)
+    skipped: list[str] = []
+    (newest / "manifest.json").write_text("{}")
+    found = to_go_on_from(tmp_path, skipped.append)
+    assert found is not None
+    assert (found.path, len(skipped)) == (other, 1)
+    (other / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"no whole checkpoint, {other.name} and all"):
+        to_go_on_from(tmp_path, skipped.append)
+    assert checkpoints.listing(tmp_path) == [other]
 
 
 @pytest.mark.parametrize(
