@@ -8,6 +8,7 @@ Torch is imported where a tensor arrives, and nowhere else.
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -58,8 +59,24 @@ def pack(value: object) -> tuple[bytes, list[Bytes]]:
 def unpack(body: bytes | bytearray | memoryview, large: Sequence[Bytes]) -> Any:
     """The value again. Arrays use the memory of `large`, and may be written to if that may."""
 
-    def extended(code: int, data: memoryview) -> Any:
-        inner: Any = decoder.decode(data)
+    _reading.large = large
+    try:
+        return _reading.decode(body)
+    finally:
+        _reading.large = ()
+
+
+class _Reading(threading.local):
+    """Each thread's decoder, which takes as long to make as a small value to read."""
+
+    def __init__(self) -> None:
+        self.large: Sequence[Bytes] = ()  # of the value being read
+        decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ext_hook=self._extended)
+        self.decode = decoder.decode
+
+    def _extended(self, code: int, data: memoryview) -> Any:
+        inner: Any = self.decode(data)
+        large = self.large
         match code:
             case _Kind.TUPLE:
                 return tuple(cast("list[Any]", inner))
@@ -76,8 +93,8 @@ def unpack(body: bytes | bytearray | memoryview, large: Sequence[Bytes]) -> Any:
             case _:
                 return large[int(inner)]
 
-    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ext_hook=extended)
-    return decoder.decode(body)
+
+_reading = _Reading()
 
 
 def _as(dtype: str, memory: Bytes) -> NDArray[Any]:
