@@ -205,10 +205,6 @@ class Deciding(Generic[V]):
             return False
         if batching.drawn == len(batching.share.samples):
             return False
-        return self.is_line_empty()
-
-    def is_line_empty(self) -> bool:
-        """Has some worker nothing to compute?"""
         return any(not worker.held for worker in self.table.workers.values())
 
     # --- workers ----------------------------------------------------------------------------------

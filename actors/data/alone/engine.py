@@ -175,8 +175,6 @@ class Engine:
             self._turn()
 
     def _turn(self) -> None:
-        if not self._deciding.is_line_empty():
-            self._seats.gather()
         for fd in self._seats.wait(self._timeout_s()):
             seat = self._seats.seat_of(fd)
             if seat is not None:

@@ -19,9 +19,6 @@ from actors.data.alone.worker import Job
 _KEEPERS = 5
 # A lease without its state, generously; and how many freed slots a packet takes.
 _TASK_BYTES, _FREED_AT_ONCE = 128, 4096
-# News wait so long for others: every turn costs some worker its core for a moment. It is a fraction
-# of what a worker's queue lasts (learning.py).
-_GATHER_MS = 1
 # Messages taken from one worker before the others get their turn.
 _AT_ONCE = 64
 
@@ -84,7 +81,6 @@ class Seats:
         self._keepers = 1
         self._poll = select.poll()
         self._poll.register(self._kept.link, select.POLLIN)
-        self._urgent = select.poll()
         self._by_fd: dict[int, Seat] = {}
         self._released: deque[tuple[int, int]] = deque()  # seat, offset: by any thread
         self._untold: set[int] = set()  # seats with free slots to hear of
@@ -155,13 +151,8 @@ class Seats:
     # --- hearing ----------------------------------------------------------------------------------
 
     def watch(self, fd: int) -> None:
-        """Wake up for this one too, which can wait for nobody."""
+        """Wake up for this one too."""
         self._poll.register(fd, select.POLLIN)
-        self._urgent.register(fd, select.POLLIN)
-
-    def gather(self) -> None:
-        """Workers all have something to do: let news come together."""
-        self._urgent.poll(_GATHER_MS)
 
     def wait(self, timeout_s: float | None) -> list[int]:
         """Descriptors with news."""
