@@ -170,7 +170,7 @@ class Graph:
             self.start(name, pool=self.pools[name])
         return len(dead)
 
-    def until(self, true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
+    def until(self, true: Callable[[], bool], what: str, timeout_s: float = 80.0) -> None:
         """Play on until something holds."""
         deadline = time.monotonic() + timeout_s
         while not true():
