@@ -123,8 +123,9 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path):
     content = bytearray(path.read_bytes())
     content[8192:] = b"\xa5" * (len(content) - 8192)
     path.write_bytes(content)
-    with pytest.raises(LedgerError, match="damaged"):
+    with pytest.raises(LedgerError, match="damaged") as said:
         Ledger(path)
+    assert "\n" not in str(said.value)  # whatever SQLite says: logs and last words are lines
 
 
 def test_a_ledger_in_a_place_that_cannot_be_written_is_refused(tmp_path: Path):
