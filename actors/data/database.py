@@ -169,6 +169,6 @@ class Database:
     def damaged(self, what: str) -> str:
         """What to tell people about a file that is not whole, in one line."""
         return (
-            f"{self._path} is damaged ({' '.join(what.split())}); restore it from a copy, or start a new run with "
-            "--run; `sqlite3 FILE .recover` saves what can be read"
+            f"{self._path} is damaged ({' '.join(what.split())}); restore it from a copy, or "
+            "start a new run with --run; `sqlite3 FILE .recover` saves what can be read"
         )
