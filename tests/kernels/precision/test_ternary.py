@@ -96,6 +96,13 @@ def test_zeros_stay_zeros():
     assert torch.isfinite(step).all()
 
 
+def test_weights_round_half_to_even():
+    """Half the mean magnitude is no code at all; one and a half is one."""
+    ternary = quantise(torch.tensor([[0.5, -0.5], [1.5, -1.5]]))
+    assert ternary.scale == 1.0
+    assert ternary.codes.tolist() == [[0, 0], [1, -1]]
+
+
 def test_activations_use_the_whole_range_and_round_half_to_even():
     q, step = quantise_activations(torch.tensor([[127.0, -127.0, 0.5, 1.5, -2.5]]))
     assert q.tolist() == [[127, -127, 0, 2, -2]]
