@@ -256,9 +256,8 @@ def _parse(document: bytes, where: str) -> "Tokenizer":
 
     try:
         msgspec.json.decode(document)
-        # The library raises plain Exception for whatever it does not like.
         return Tokenizer.from_buffer(document)
-    except Exception as error:
+    except Exception as error:  # the library raises nothing narrower for what it does not like
         raise TokenizerError(
             f"data.tokenizer: {where} is not a tokenizer.json of Hugging Face tokenizers: {error}"
         ) from error

@@ -87,8 +87,7 @@ class World:
                 self._ends_later(life, "exit code 1")
             except Violation:
                 raise
-            except Exception as error:
-                # An actor's bug is what is looked for, whatever it raises.
+            except Exception as error:  # an actor's bug is what is looked for, whatever it raises
                 detail = traceback.format_exc(limit=-6)
                 who = "the world" if life is None else str(life)
                 raise Violation("actors do not fail", f"{who}: {error!r}\n{detail}") from error

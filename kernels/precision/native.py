@@ -41,7 +41,7 @@ def _fp4_works(device: torch.device) -> bool:
     halves = torch.full((16, 4), 0.5, device=device)
     try:
         out = fp4_product((values, halves), (values, halves), values.new_tensor(2.0))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # what torch raises where a library or a chip has no such product
         return False
     return bool((out == 32.0).all())
 
@@ -54,7 +54,7 @@ def _fp8_works(device: torch.device) -> bool:
     halves = torch.full((16, 1), 0.5, device=device)
     try:
         out = fp8_product((values, halves), (values, halves))
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # what torch raises where a library or a chip has no such product
         return False
     return bool((out == 16.0).all())
 
