@@ -48,8 +48,8 @@ BASELINE = (
 
 MUON = (
     "optimizer.matrices.kind=muon",
-    "optimizer.matrices.lr=0.02",
-    "optimizer.matrices.min_lr=0.002",
+    "optimizer.matrices.lr=0.04",
+    "optimizer.matrices.min_lr=0.004",
     "optimizer.matrices.momentum=0.8",  # for runs of hundreds of steps; 0.95 for thousands
 )
 MUON_8BIT = (*MUON, "optimizer.matrices.kind=muon8bit")
