@@ -16,6 +16,9 @@ import msgspec
 
 # Linux says -1 for "no node"; so do we.
 NO_NODE = -1
+# Device interrupts a second, since the machine started, above which a thread is not a quiet one: at
+# a few microseconds each, and more where network packets follow, it loses up to a per cent.
+_MANY_INTERRUPTS = 100.0
 # cgroup v1 spells "no limit" as a huge number of bytes.
 _V1_UNLIMITED = 1 << 60
 
@@ -65,6 +68,7 @@ class Hardware(msgspec.Struct, frozen=True):
     gpus: tuple[Gpu, ...] = ()
     cpu_quota: float = 0.0  # cores' worth of time the cgroup grants; 0: all
     cpu_model: str = ""
+    interrupted: tuple[int, ...] = ()  # threads that serve devices all the time
     notes: tuple[str, ...] = ()  # what a person should know about the above
 
 
@@ -114,7 +118,29 @@ def read_machine(root: Path, *, affinity: Iterable[int]) -> Hardware:
         memory_bytes=memory,
         cpu_quota=limits.cpu_quota,
         cpu_model=_cpu_model(root),
+        interrupted=read_interrupted(root),
     )
+
+
+def read_interrupted(root: Path) -> tuple[int, ...]:
+    """Hardware threads that serve many interrupts of devices; () where procfs does not tell.
+
+    Numbered lines of /proc/interrupts are devices. The others are timers and calls between threads,
+    which follow whoever works there.
+    """
+    first, _, rest = _read(root / "proc/interrupts").partition("\n")
+    uptime = _read(root / "proc/uptime").split()
+    threads = [int(word[3:]) for word in first.split() if word[3:].isdecimal()]
+    if not threads or not uptime:
+        return ()
+    served = dict.fromkeys(threads, 0)
+    for line in rest.splitlines():
+        number, _, counts = line.partition(":")
+        if number.strip().isdecimal():
+            for thread, count in zip(threads, counts.split(), strict=False):
+                served[thread] += int(count) if count.isdecimal() else 0
+    limit = _MANY_INTERRUPTS * float(uptime[0])
+    return tuple(thread for thread in threads if served[thread] > limit)
 
 
 def read_cpus(root: Path) -> tuple[Cpu, ...]:

@@ -11,6 +11,7 @@ The order in which seats are given is the policy:
                          have no worker yet (trainers' last); then second siblings
     5. rollouts, recorder, supervisor: what is left, in that order
 
+Between cores that are as good, those come last that serve the interrupts of devices all the time.
 When cores run out, siblings are given; when those run out too, actors float: they share the
 threads on which neither trainer nor shard sits, else those without a trainer, else all. So on two
 cores with two trainers every trainer has its own core and everybody else floats over both.
@@ -19,7 +20,7 @@ cores with two trainers every trainer has its own core and everybody else floats
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.hardware import NO_NODE, Gpu, Hardware
 
@@ -75,24 +76,27 @@ class Core:
     node: int
     package: int
     threads: tuple[int, ...]
+    interrupted: bool = False  # by devices, all the time
 
 
 def usable_cores(hardware: Hardware) -> tuple[Core, ...]:
     """Cores this process may use. A quota of q cores' worth leaves the first threads of q cores."""
-    allowed = set(hardware.allowed)
+    allowed, busy = set(hardware.allowed), set(hardware.interrupted)
     cores: dict[int, Core] = {}
     for cpu in hardware.cpus:
         if cpu.id in allowed:
             before = cores[cpu.core].threads if cpu.core in cores else ()
-            cores[cpu.core] = Core(cpu.core, cpu.l3, cpu.node, cpu.package, (*before, cpu.id))
+            threads = (*before, cpu.id)
+            loud = not busy.isdisjoint(threads)
+            cores[cpu.core] = Core(cpu.core, cpu.l3, cpu.node, cpu.package, threads, loud)
     found = sorted(cores.values(), key=lambda core: core.threads)
     limit = math.ceil(hardware.cpu_quota)
     if not limit or limit >= sum(len(core.threads) for core in found):
         return tuple(found)
     home = next((gpu.node for gpu in hardware.gpus if gpu.node != NO_NODE), found[0].node)
     far = Distances(hardware)
-    found.sort(key=lambda core: (far.between(home, core.node), core.threads))
-    kept = [Core(c.id, c.l3, c.node, c.package, c.threads[:1]) for c in found[:limit]]
+    found.sort(key=lambda core: (far.between(home, core.node), core.interrupted, core.threads))
+    kept = [replace(core, threads=core.threads[:1]) for core in found[:limit]]
     return tuple(sorted(kept, key=lambda core: core.threads))
 
 
@@ -157,7 +161,12 @@ class Board:
         started = (
             {core.l3 for core in self.cores if self.roles_on(core)} if whole_l3 else set[int]()
         )
-        free.sort(key=lambda c: (self.far.between(home, c.node), c.l3 in started, c.l3, c.threads))
+
+        def rank(core: Core) -> tuple[object, ...]:
+            distance = self.far.between(home, core.node)
+            return distance, core.l3 in started, core.l3, core.interrupted, core.threads
+
+        free.sort(key=rank)
         return self.hold((core.threads[0] for core in free[:count]), role)
 
     def _near(self, home: int, thread: int) -> tuple[object, ...]:
@@ -173,7 +182,8 @@ class Board:
             core = self._core_of[thread]
             on = self.roles_on(core)
             distance = self.far.between(home, core.node)
-            spare = (core.node in heavy, distance, core.l3, core.threads, thread)
+            near = (core.node in heavy, distance, core.interrupted)
+            spare = (*near, core.l3, core.threads, thread)
             return (bool(on), "data_worker" in on, "trainer" in on, *spare)
 
         best = min(self.free_threads(), key=rank, default=None)

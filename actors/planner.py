@@ -217,6 +217,9 @@ def _with_notes(plan: Plan, topology: Topology, hardware: Hardware) -> Plan:
     for cpus in dict.fromkeys(actor.cpus for actor in plan.actors if actor.floats):
         names = _roles([actor for actor in plan.actors if actor.floats and actor.cpus == cpus])
         notes.append(f"without a thread of their own, sharing cpus {format_cpulist(cpus)}: {names}")
+    if hardware.interrupted:
+        listed = format_cpulist(hardware.interrupted)
+        notes.append(f"serving interrupts of devices, given away last: cpus {listed}")
     schedule = topology.schedule
     length = schedule.warmup + schedule.stable + schedule.decay
     if topology.steps > length:

@@ -104,6 +104,34 @@ def test_affinity_limits_what_is_allowed(write: Write, tmp_path: Path):
     assert read(tmp_path, [3, 1]).allowed == (1, 3)
 
 
+INTERRUPTS = """\
+            CPU0       CPU2       CPU3
+   9:          0          0          0   IO-APIC   9-fasteoi   acpi
+ 131:      60000         12          0   PCI-MSI 524288-edge   nvme0q1
+ 140:      50000          0      99000   PCI-MSI 1048576-edge  eth0-TxRx-0
+ LOC:   90000000   90000000   90000000   Local timer interrupts
+ ERR:          0
+"""
+
+
+def test_threads_that_serve_devices_all_the_time_are_known(write: Write, tmp_path: Path):
+    machine(write, cores=4)
+    write("proc/interrupts", INTERRUPTS)
+    write("proc/uptime", "1000.00 3999.00")
+    # Of 1000 seconds: 110 a second, 0.012, 99. Timers are everybody's.
+    assert read(tmp_path, range(4)).interrupted == (0,)
+    write("proc/uptime", "900.00 3999.00")
+    assert read(tmp_path, range(4)).interrupted == (0, 3)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "  CPU0 CPU1\n 1: x y\n 2:\n three: 4"])
+def test_interrupts_that_are_not_told_trouble_nobody(text: str, write: Write, tmp_path: Path):
+    machine(write, cores=2)
+    write("proc/interrupts", text)
+    write("proc/uptime", "10.0 10.0")
+    assert read(tmp_path, range(2)).interrupted == ()
+
+
 def test_a_node_of_memory_alone_is_no_place(write: Write, tmp_path: Path):
     machine(write, cores=2)
     write("sys/devices/system/node/node1/cpulist", "")

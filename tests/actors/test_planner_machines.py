@@ -57,6 +57,23 @@ def test_config_a_trains_on_the_gpus_node_and_works_on_the_others_first():
     assert_nobody_shares(plan)
 
 
+def test_cores_that_serve_devices_are_given_away_last():
+    quiet = machine("config_a")
+    plan = made("config_a", quiet)
+    assert (cpus(plan, "trainer/0"), cpus(plan, "loader")) == ((32, 33), (34,))
+
+    # The GPU's first core, and one of the first node's: by their second threads.
+    loud = msgspec.structs.replace(quiet, interrupted=(96, 65))
+    plan = made("config_a", loud)
+    assert (cpus(plan, "trainer/0"), cpus(plan, "loader")) == ((33, 34), (35,))
+    workers = [worker.cpus[0] for worker in seats(plan, "data_worker")]
+    assert workers[:15] == [0, *range(2, 16)]
+    assert workers[47] == 1, "after all free cores that are as near"
+    assert_one_worker_per_core(plan, loud, 64)
+    assert_nobody_shares(plan)
+    assert "serving interrupts of devices, given away last: cpus 65,96" in plan.notes
+
+
 def test_config_b_gives_its_workers_the_hyper_threads():
     hardware = machine("config_b")
     plan = made("config_b", hardware)
