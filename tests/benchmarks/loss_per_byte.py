@@ -1,14 +1,16 @@
 """What gradients may travel as, and what it costs: held-out loss beside bytes, at two widths.
 
-    python -m tests.benchmarks.loss_per_byte [--dims 64,128] [--steps 200] [--rates 1] [--json]
+    python -m tests.benchmarks.loss_per_byte [--dims 64,128] [--rates 1] [--seeds 1] [--json]
 
 Every way trains the same tokens from the same weights with Muon, in the plain loop, whose losses
-are bit for bit the graph's. Of several rates (factors on the matrices' learning rate) the best
-counts. Bytes are those of one step's gradients; what they are compared with is bfloat16.
+are bit for bit the graph's; its loss is the mean over the seeds, at the best of the rates (factors
+on the matrices' learning rate), each way's own. Bytes are those of one step's gradients; what they
+are compared with is bfloat16.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ from tests.benchmarks.plain_loop import PlainLoop, Rows, batches
 HELD_OUT_TOKENS = 16384
 _LR = ("optimizer.matrices.lr", "optimizer.matrices.min_lr")
 _GALORE = "optimizer.matrices.projection=galore", "optimizer.matrices.refresh_every=20"
+_DOWN = ("optimizer.dense_updates=two_bit",)
 _GUM = "optimizer.matrices.projection=gum", "optimizer.matrices.refresh_every=20"
 
 
@@ -56,6 +59,7 @@ WAYS = (
     Way("ternary", _both("ternary")),
     Way("ternary_rotated", _both("ternary_rotated")),
     Way("ternary_scaled", _both("ternary_scaled")),
+    Way("ternary_scaled, two_bit down", (*_both("ternary_scaled"), *_DOWN)),
     Way("sign", _both("sign")),
     Way("sign_rotated", _both("sign_rotated")),
     Way("power_int4, ternary_scaled", _both("power_int4", "ternary_scaled"), 4),
@@ -65,8 +69,9 @@ WAYS = (
 
 
 class Corpus(NamedTuple):
-    """What all ways of one width train on and are held to."""
+    """What all ways of one width and seed train on and are held to."""
 
+    seed: int
     batches: list[list[Rows]]
     held_out: evaluation.Rows
     pen: Pen
@@ -89,7 +94,7 @@ def corpus_of(topology: Topology, steps: int) -> Corpus:
     pen = Pen(encoder)
     untrained = Trained(topology, _model(topology), pen, 0, "")
     rows = evaluation.held_out_rows(untrained, found, encoder, HELD_OUT_TOKENS)
-    return Corpus(list(batches(topology, steps)), rows, pen)
+    return Corpus(topology.seed, list(batches(topology, steps)), rows, pen)
 
 
 def _model(topology: Topology) -> Any:
@@ -105,47 +110,63 @@ def train(topology: Topology, corpus: Corpus) -> float:
     return float(evaluation.losses(trained, corpus.held_out)["loss"])
 
 
-def measure(way: Way, dim: int, corpus: Corpus, rates: Sequence[float]) -> dict[str, Any]:
-    """The best of all rates."""
-    steps = len(corpus.batches)
+def measure(
+    way: Way, dim: int, corpora: Sequence[Corpus], rates: Sequence[float]
+) -> dict[str, Any]:
+    """Losses at all rates, and the best of them."""
+    steps = len(corpora[0].batches)
     began = time.perf_counter()
-    topology = _load(way, dim, steps, 1.0)
+    topology = _load(way, dim, steps)
     up = wire(topology).up_bytes_per_step  # sketches for new bases included
-    loss, rate = min((train(_load(way, dim, steps, rate), corpus), rate) for rate in rates)
+    losses = {
+        rate: [train(_load(way, dim, steps, rate, corpus.seed), corpus) for corpus in corpora]
+        for rate in rates
+    }
+    best = min(rates, key=lambda rate: statistics.fmean(losses[rate]))
     return {
         "way": way.name,
-        "loss": loss,
-        "rate": rate,
+        "loss": statistics.fmean(losses[best]),
+        "rate": best,
+        "losses": {f"x{rate:g}": losses[rate] for rate in rates},
         "bytes": up,
         "times_fewer_than_bf16": 2 * unique_count(topology.model) / up,
         "took_s": time.perf_counter() - began,
     }
 
 
-def _load(way: Way, dim: int, steps: int, rate: float) -> Topology:
-    return topologies.load("local", settings_of(way, dim, steps, rate))
+def _load(way: Way, dim: int, steps: int, rate: float = 1.0, seed: int = 0) -> Topology:
+    return topologies.load("local", (*settings_of(way, dim, steps, rate), f"seed={seed}"))
 
 
-def width(dim: int, steps: int, rates: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
+def width(
+    dim: int, steps: int, rates: Sequence[float], seeds: int, names: Sequence[str]
+) -> dict[str, Any]:
     """All ways at one width, the first of them what the others are compared with."""
-    corpus = corpus_of(_load(WAYS[0], dim, steps, 1.0), steps)
+    corpora = [corpus_of(_load(WAYS[0], dim, steps, seed=seed), steps) for seed in range(seeds)]
     chosen = [way for way in WAYS if way is WAYS[0] or not names or way.name in names]
-    rows = [measure(way, dim, corpus, rates) for way in chosen]
+    rows = [measure(way, dim, corpora, rates) for way in chosen]
     for row in rows:
         row["loss_over_dense"] = row["loss"] / rows[0]["loss"] - 1
-    return {"dim": dim, "steps": steps, "rows": rows}
+    return {"dim": dim, "steps": steps, "seeds": seeds, "rows": rows}
 
 
 def show(found: dict[str, Any]) -> None:
     """A table of one width."""
-    print(f"dim {found['dim']}, {found['steps']} steps")
+    print(f"dim {found['dim']}, {found['steps']} steps, {found['seeds']} seed(s)")
     print(f"{'gradients as':31} {'KB':>7} {'of bf16':>8} {'loss':>7} {'':>7}  rate")
     for row in found["rows"]:
         print(
             f"{row['way']:31} {row['bytes'] / 1e3:7.0f} {row['times_fewer_than_bf16']:7.1f}x "
-            f"{row['loss']:7.4f} {row['loss_over_dense']:+7.2%}  x{row['rate']:g}",
+            f"{row['loss']:7.4f} {row['loss_over_dense']:+7.2%}  x{row['rate']:g}"
+            f"  {_means(row['losses'])}",
             flush=True,
         )
+
+
+def _means(losses: dict[str, list[float]]) -> str:
+    """Of each rate, where there are several."""
+    means = (f"{rate} {statistics.fmean(of):.4f}" for rate, of in losses.items())
+    return "  ".join(means) if len(losses) > 1 else ""
 
 
 def main() -> None:
@@ -154,6 +175,7 @@ def main() -> None:
     parser.add_argument("--dims", default="64,128")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rates", default="1")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="Names of ways, separated by semicolons.")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -162,7 +184,7 @@ def main() -> None:
     names = [name.strip() for name in options.only.split(";") if name.strip()]
     found: list[dict[str, Any]] = []
     for dim in map(int, options.dims.split(",")):
-        found.append(width(dim, options.steps, rates, names))
+        found.append(width(dim, options.steps, rates, options.seeds, names))
         if not options.json:
             show(found[-1])
     if options.json:
