@@ -1,11 +1,9 @@
 """From an optimizer table of the topology to the kernel that does its arithmetic.
 
-Every kind is one function of (master, state, gradient, settings, learning rate, step) that returns
-new tensors; steps are those since the moments began. What each remembers stands in layout.py, under
-the same names.
+What each kind remembers stands in layout.py, under the same names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,44 +12,33 @@ from actors.optimizer.layout import block_of
 from actors.topology import OptimizerGroup
 from kernels.optimizers import adamw, adamw8bit, foam, muon, muon8bit
 
-New = tuple[Tensor, dict[str, Tensor]]
-Method = Callable[[Tensor, Mapping[str, Tensor], Tensor, OptimizerGroup, float, int], New]
 
-
-def _muon(
+def updated(
     master: Tensor,
     state: Mapping[str, Tensor],
     grad: Tensor,
     group: OptimizerGroup,
     lr: float,
     step: int,
-) -> New:
-    if group.neuron_beta2:
-        hyper = muon8bit.Muon8bitHyper(
-            muon=_muon_hyper(master, group, lr), kind="float32", neuron_beta2=group.neuron_beta2
-        )
-        return muon8bit.update(master, state, grad, hyper, step)
-    return muon.update(master, state, grad, _muon_hyper(master, group, lr), step)
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """New master weights and state; nothing is changed in place. `step` counts from 1, since the
+    moments began.
+    """
+    match group.kind:
+        case "muon" if not group.neuron_beta2:
+            return muon.update(master, state, grad, _muon(master, group, lr), step)
+        case "muon" | "muon8bit":
+            return muon8bit.update(master, state, grad, _muon8bit(master, group, lr), step)
+        case "adamw":
+            return adamw.update(master, state, grad, _adamw(group, lr), step)
+        case "adamw8bit":
+            hyper = adamw8bit.AdamW8bitHyper(adamw=_adamw(group, lr), block=block_of(group))
+            return adamw8bit.update(master, state, grad, hyper, step)
+        case "foam":
+            return foam.update(master, state, grad, _foam(group, lr), step)
 
 
-def _muon8bit(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> New:
-    hyper = muon8bit.Muon8bitHyper(
-        muon=_muon_hyper(master, group, lr),
-        kind=group.map,
-        block=block_of(group),
-        neuron_beta2=group.neuron_beta2,
-    )
-    return muon8bit.update(master, state, grad, hyper, step)
-
-
-def _muon_hyper(master: Tensor, group: OptimizerGroup, lr: float) -> muon.MuonHyper:
+def _muon(master: Tensor, group: OptimizerGroup, lr: float) -> muon.MuonHyper:
     return muon.MuonHyper(
         lr=lr,
         momentum=group.momentum,
@@ -63,30 +50,17 @@ def _muon_hyper(master: Tensor, group: OptimizerGroup, lr: float) -> muon.MuonHy
     )
 
 
-def _adamw(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> New:
-    return adamw.update(master, state, grad, _adamw_hyper(group, lr), step)
+def _muon8bit(master: Tensor, group: OptimizerGroup, lr: float) -> muon8bit.Muon8bitHyper:
+    """NorMuon with plain momentum is the same rule with float32 in place of codes."""
+    plain = _muon(master, group, lr)
+    if group.kind == "muon":
+        return muon8bit.Muon8bitHyper(muon=plain, kind="float32", neuron_beta2=group.neuron_beta2)
+    return muon8bit.Muon8bitHyper(
+        muon=plain, kind=group.map, block=block_of(group), neuron_beta2=group.neuron_beta2
+    )
 
 
-def _adamw8bit(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> New:
-    hyper = adamw8bit.AdamW8bitHyper(adamw=_adamw_hyper(group, lr), block=block_of(group))
-    return adamw8bit.update(master, state, grad, hyper, step)
-
-
-def _adamw_hyper(group: OptimizerGroup, lr: float) -> adamw.AdamWHyper:
+def _adamw(group: OptimizerGroup, lr: float) -> adamw.AdamWHyper:
     return adamw.AdamWHyper(
         lr=lr,
         beta1=group.beta1,
@@ -96,15 +70,8 @@ def _adamw_hyper(group: OptimizerGroup, lr: float) -> adamw.AdamWHyper:
     )
 
 
-def _foam(
-    master: Tensor,
-    state: Mapping[str, Tensor],
-    grad: Tensor,
-    group: OptimizerGroup,
-    lr: float,
-    step: int,
-) -> New:
-    hyper = foam.FoamHyper(
+def _foam(group: OptimizerGroup, lr: float) -> foam.FoamHyper:
+    return foam.FoamHyper(
         lr=lr,
         level=group.level,
         beta1=group.beta1,
@@ -115,14 +82,3 @@ def _foam(
         second=group.second,
         weight_decay=group.weight_decay,
     )
-    return foam.update(master, state, grad, hyper, step)
-
-
-# By the names that `layout.KINDS` has.
-METHODS: dict[str, Method] = {
-    "muon": _muon,
-    "muon8bit": _muon8bit,
-    "adamw": _adamw,
-    "adamw8bit": _adamw8bit,
-    "foam": _foam,
-}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from actors import subspace
 from actors.bases import basis_of
+from actors.optimizer import methods
 from actors.optimizer.layout import block_of
-from actors.optimizer.methods import METHODS, New
 from actors.optimizer_tables import OptimizerGroup
 from kernels.optimizers import galore, gum
 
@@ -43,14 +43,14 @@ def cleared(state: State) -> dict[str, Tensor]:
 
 def moved(
     master: Tensor, state: State, grad: Tensor, group: OptimizerGroup, lr: float, step: int
-) -> New:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """New master and state. `grad` is what travelled, averaged; `step` counts since the moments
     began.
     """
     shape = tuple(master.shape)
     match group.projection:
         case "none":
-            return METHODS[group.kind](master, state, grad, group, lr, step)
+            return methods.updated(master, state, grad, group, lr, step)
         case "galore":
             return galore.update(
                 master, state, grad, _galore_hyper(group, shape, lr, master.device), step
@@ -60,7 +60,7 @@ def moved(
             base = {name: t for name, t in state.items() if name not in kept}
             if tuple(grad.shape) != shape:
                 grad = gum.estimate(grad, basis_of(group, kept, shape), shape)
-            master, base = METHODS[group.kind](master, base, grad, group, lr, step)
+            master, base = methods.updated(master, base, grad, group, lr, step)
             return master, {**kept, **base}
 
 

@@ -10,7 +10,6 @@ import torch
 from actors import stored
 from actors.optimizer import layout, updates
 from actors.optimizer.layout import group_of, state_layout, state_tensors
-from actors.optimizer.methods import METHODS
 from actors.parameters import Parameter, parameters
 from actors.published import TensorSpec
 from actors.topology import OptimizerGroup
@@ -120,9 +119,9 @@ def test_scalings_differ_by_their_ratio_alone():
         assert moved[1]["master"] == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
-def test_every_kind_has_a_layout_and_a_method():
+def test_every_kind_has_a_layout():
     kinds = set(get_args(OptimizerGroup.__annotations__["kind"]))
-    assert set(METHODS) == set(layout.KINDS) == kinds
+    assert set(layout.KINDS) == kinds
     norm = Parameter("norm.weight", (32,), "dense", "dense")
     assert prod(norm.shape) < stored.SMALLEST_QUANTISED
     group = group_of(tiny("optimizer.dense.kind=adamw8bit").optimizer, norm)
