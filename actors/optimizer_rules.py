@@ -35,6 +35,7 @@ _KEYS_OF_PROJECTION = {
     "power_iterations": ("galore", "gum"),
     "basis": ("galore", "gum"),
     "moments": ("galore",),
+    "galore_scale": ("galore",),
     "remainder": ("gum",),
 }
 

@@ -56,6 +56,7 @@ class OptimizerGroup(Table, frozen=True):
     power_iterations: Annotated[int, Meta(ge=0, le=8)] = 1  # of the search for a basis
     basis: Literal["float32", "float16", "int8", "int4"] = "int8"  # how it is kept
     moments: Literal["keep", "rotate", "reset"] = "keep"  # galore: when the basis changes
+    galore_scale: Positive = 1.0  # alpha of its paper, on the whole update; there 0.25, with AdamW
     remainder: Share = 0.1  # gum: how often what the basis misses travels instead
 
 

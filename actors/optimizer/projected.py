@@ -72,6 +72,7 @@ def _galore_hyper(
         lr=lr,
         rank=subspace.rank_of(group, shape),
         base="muon" if group.kind.startswith("muon") else "adamw",
+        alpha=group.galore_scale,
         weight_decay=group.weight_decay,
         carry=group.moments,
         eight_bit=coded,

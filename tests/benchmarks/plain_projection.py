@@ -119,6 +119,7 @@ class PlainProjection:
             lr=lr,
             rank=self.rank(name),
             base="adamw" if g.kind.startswith("adamw") else "muon",
+            alpha=g.galore_scale,
             weight_decay=g.weight_decay,
             carry=g.moments,
             eight_bit=eight_bit,

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import torch
 
-from actors import stored
-from actors.optimizer import layout, updates
+from actors import bases, stored, subspace
+from actors.optimizer import layout, projected, updates
 from actors.optimizer.layout import group_of, state_layout, state_tensors
 from actors.parameters import Parameter, parameters
 from actors.published import TensorSpec
@@ -117,6 +117,33 @@ def test_scalings_differ_by_their_ratio_alone():
         ratio = max(1.0, rows / columns) ** 0.5 / (0.2 * max(rows, columns) ** 0.5)
         expected = moved[0]["master"] * ratio
         assert moved[1]["master"] == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon", "muon8bit"])
+def test_galore_s_scale_multiplies_its_whole_update(kind: str):
+    bare = (
+        f"optimizer.matrices.kind={kind}",
+        "optimizer.matrices.projection=galore",
+        "optimizer.matrices.weight_decay=0",
+    )
+    default, quarter = tiny(*bare), tiny(*bare, "optimizer.matrices.galore_scale=0.25")
+    parameter = next(p for p in parameters(default.model) if p.name.endswith("ffn.gate.weight"))
+    group = group_of(default.optimizer, parameter)
+    basis_shape = subspace.basis_shape(group, parameter.shape)
+    generator = torch.Generator().manual_seed(5)
+    basis = torch.linalg.qr(torch.randn(basis_shape, generator=generator)).Q
+    state = {
+        spec.name: torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype))
+        for spec in state_tensors(default.optimizer, parameter)
+    } | bases.kept_basis(group, basis)
+    master = torch.zeros(parameter.shape)
+    core = torch.randn(subspace.core_shape(group, parameter.shape), generator=generator)
+    whole, fourth = (
+        projected.moved(master, state, core, group_of(t.optimizer, parameter), 0.01, 1)[0]
+        for t in (default, quarter)
+    )
+    assert whole.abs().max() > 0
+    torch.testing.assert_close(fourth, whole / 4, rtol=1e-6, atol=0.0)
 
 
 def test_every_kind_has_a_layout():

@@ -59,7 +59,12 @@ def test_trainers_and_shards_equal_one_process_bit_for_bit(
 @pytest.mark.parametrize(
     "settings",
     [
-        (*GALORE, "optimizer.matrices.kind=adamw", "optimizer.matrices.moments=reset"),
+        (
+            *GALORE,
+            "optimizer.matrices.kind=adamw",
+            "optimizer.matrices.moments=reset",
+            "optimizer.matrices.galore_scale=0.25",
+        ),
         (*GALORE, "optimizer.matrices.kind=adamw8bit", "optimizer.matrices.moments=rotate", *CODED),
         (*GALORE, "optimizer.matrices.first_basis=random", "optimizer.matrices.basis=float16"),
         (*GALORE, "optimizer.matrices.first_basis=random", "optimizer.matrices.moments=rotate"),
