@@ -164,12 +164,12 @@ def report(main: Callable[[], None]) -> None:
         sys.exit(f"benchmark failed: {error}")
 
 
-def arguments(description: str | None, **defaults: int) -> argparse.Namespace:
-    """The options of a benchmark: `--json`, and an integer each for `defaults`."""
+def arguments(description: str | None, **defaults: int | str) -> argparse.Namespace:
+    """The options of a benchmark: `--json`, and one each for `defaults`, of that type."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
     return parser.parse_args()
 
 
