@@ -60,6 +60,11 @@ class Cutoff:
         self._times: deque[float] = deque(maxlen=WINDOW)
         self._news = 0
 
+    @property
+    def knows(self) -> bool:
+        """Have enough samples been seen to tell?"""
+        return len(self._times) >= WARM_UP
+
     def note(self, seconds: float) -> bool:
         """A sample took so long, over all its stages and workers. True when that changed the
         estimate, which is made anew with every eighth of what is remembered."""

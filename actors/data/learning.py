@@ -42,8 +42,10 @@ class Learning:
         *,
         features: Callable[[int], Features] | None = None,
         cutoff_s: float = NEVER_S,
+        even_queue_s: float = QUEUE_S,
     ) -> None:
-        """`cutoff_s` holds until enough is known."""
+        """`cutoff_s` holds until enough is known. `even_queue_s`: what a worker's own queue lasts
+        where no sample keeps it for much longer than others."""
         self.cutoff = Cutoff(cutoff_s)
         self.split = Split()
         self.costs = Costs(samples)  # from begin to end
@@ -51,6 +53,7 @@ class Learning:
         self._lines = Costs(samples)  # busy with it
         self._features = features
         self._spent: dict[Key, Timing] = {}  # before a hand-over
+        self._even_queue_s = even_queue_s
         self._new_line_s = QUEUE_S
         self._split_at = 0.0
         self._slow = 0  # workers
@@ -132,7 +135,9 @@ class Learning:
 
     def limits(self) -> dict[Pool, int]:
         """Leases that workers of each pool do well to hold."""
-        fast = min(2 + int(QUEUE_S / max(self._new_line_s, 1e-6)), MOST_HELD)
+        is_even = self.cutoff.knows and self.cutoff.seconds == NEVER_S
+        queue_s = self._even_queue_s if is_even else QUEUE_S
+        fast = min(2 + int(queue_s / max(self._new_line_s, 1e-6)), MOST_HELD)
         return {"fast": fast, "slow": 1}
 
     def _of(self, sample: int) -> Features | None:

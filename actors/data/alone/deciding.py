@@ -24,6 +24,9 @@ V = TypeVar("V")
 
 QUARANTINED = "quarantined"
 
+# Workers' queues where no sample keeps a worker for long: several results travel in one report.
+_EVEN_QUEUE_S = 0.016
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -75,17 +78,18 @@ class Deciding(Generic[V]):
         self._rules = rules
         self.left_out: dict[int, str] = {}
         self.table = self._new_table(0)
-        self.learning = Learning(samples, features=features)
+        self.learning = Learning(samples, features=features, even_queue_s=_EVEN_QUEUE_S)
         self.refused: Counter[str] = Counter()
         self.seen = 0  # samples finished or lost, in all epochs
         self.unneeded: list[V] = []
         self._batching: Batching[V] | None = None
         self._horizon: Horizon[Turn] | None = None
         self._pace = Pace()
+        self._drawn_for = -1  # turns consumed when some were last drawn
         self._states: dict[Key, V] = {}
         self._least = rules.batches_ahead * rules.batch_size
         self._farther = 0  # looked ahead beyond that, by experience
-        self._held_back = False  # workers have been idle though there were turns
+        self.held_back = False  # workers have been idle though there were turns
 
     def _new_table(self, first_lease: int) -> LeaseTable:
         rules = self._rules
@@ -109,6 +113,7 @@ class Deciding(Generic[V]):
         self._batching = batching
         self._horizon = Horizon(batching.draw, lambda turn: self.learning.expect(turn.sample))
         self._pace = Pace()
+        self._drawn_for = -1
 
     def forsake(self, now: float) -> None:
         """Nobody wants the rest of the epoch."""
@@ -139,9 +144,9 @@ class Deciding(Generic[V]):
     def looks_farther(self) -> bool:
         """The consumer waits: if workers are idle for want of turns, some more may come. False
         when that is not so, or all the memory there is would be used."""
-        if not self._held_back or self._farther >= self._rules.most_ahead:
+        if not self.held_back or self._farther >= self._rules.most_ahead:
             return False
-        self._held_back = False
+        self.held_back = False
         self._farther = min(self._farther + self._least, self._rules.most_ahead)
         return True
 
@@ -165,6 +170,10 @@ class Deciding(Generic[V]):
         batching, horizon = self._batching, self._horizon
         if batching is None or horizon is None:
             return
+        queued = len(self.table.fast) + len(self.table.slow)
+        if self._pace.turns == self._drawn_for and queued > self._rules.batch_size:
+            return  # it is soon enough when one more batch has been taken, or those are begun
+        self._drawn_for = self._pace.turns
         frontier = self._pace.turns + self.ahead()
         while horizon.turn < frontier and (turn := horizon.next()) is not None:
             self._want(batching, turn)
@@ -189,7 +198,7 @@ class Deciding(Generic[V]):
             if worker.limit != limits[worker.pool]:
                 self.table.allow(worker.name, limits[worker.pool])
         grants = self.table.grants(now)
-        self._held_back = self._held_back or self._is_holding_back()
+        self.held_back = self.held_back or self._is_holding_back()
         return [
             Leased(
                 *(grant.worker, grant.lease, *grant.key, grant.stage),
@@ -199,9 +208,14 @@ class Deciding(Generic[V]):
             for grant in grants
         ]
 
+    @property
+    def has_queued(self) -> bool:
+        """Do samples lie there that no worker has?"""
+        return bool(self.table.fast or self.table.slow)
+
     def _is_holding_back(self) -> bool:
         batching = self._batching
-        if self.table.fast or self.table.slow or batching is None:
+        if self.has_queued or batching is None:
             return False
         if batching.drawn == len(batching.share.samples):
             return False

@@ -86,6 +86,7 @@ class Engine:
         self._seats.watch(self._waker.fd)
         self._commands: deque[Callable[[float], None]] = deque()
         self._closing = False
+        self._asleep = False
         self._losses: list[Loss] = []  # that the record does not have yet
         self._last_loss: Loss | None = None
         self._dead: list[tuple[Seat, float]] = []
@@ -113,12 +114,19 @@ class Engine:
         self._tell(lambda now: self._begin(share, after, known, serial, now))
 
     def consumed(self, *, waited: bool) -> None:
-        """A batch was taken; `waited`: not at once."""
-        self._tell(lambda now: self._deciding.consumed(now, waited=waited))
+        """A batch was taken; `waited`: not at once.
+
+        Nobody is woken for that while there are samples that workers have no room for: the news
+        that one of them has will do so.
+        """
+        self._commands.append(lambda now: self._deciding.consumed(now, waited=waited))
+        if self._asleep and not self._deciding.has_queued:
+            self._waker.ring()
 
     def wanted(self) -> None:
         """The consumer begins to wait: workers that are idle may have more to do."""
-        self._waker.ring()
+        if self._deciding.held_back:
+            self._waker.ring()
 
     def close(self) -> None:
         """End the thread and all processes."""
@@ -175,7 +183,10 @@ class Engine:
             self._turn()
 
     def _turn(self) -> None:
-        for fd in self._seats.wait(self._timeout_s()):
+        self._asleep = True  # before the commands are looked at: see `consumed`
+        news = self._seats.wait(0.0 if self._commands else self._timeout_s())
+        self._asleep = False
+        for fd in news:
             seat = self._seats.seat_of(fd)
             if seat is not None:
                 self._hear(seat)

@@ -10,8 +10,10 @@ sample it was, though the results before may not have been sent yet.
 """
 
 import os
+import resource
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,10 +29,13 @@ from actors.data.alone.slots import Arena, Room, Slot
 from actors.data.alone.steps import Chance, Step
 from actors.data.alone.waits import Waits
 
-# Results wait this long for others to travel with.
-_GATHER_S = 0.001
-# The loader is listened to this often while there is work.
-_LISTEN_S = 0.001
+# Results wait this long for others to travel with, and longer while more than half of the samples
+# that came last are still to be begun: a report costs both sides some 50 us, whatever is in it.
+_GATHER_S, _GATHER_MORE_S = 0.001, 0.01
+# The loader is listened to this often while there is work, and while there is plenty.
+_LISTEN_S, _LISTEN_LESS_S = 0.001, 0.005
+# While the line is busy somebody else looks so often whether results lie behind a long step.
+_MIND_S = 0.02
 _DETAIL_CHARACTERS = 300
 
 
@@ -101,12 +106,17 @@ class Worker:
         self._tasks: deque[talk.Task] = deque()
         self._waits: Waits[_Sample] = Waits(job.steps)
         self._report = _Report()
+        self._speaking = threading.RLock()  # whoever adds to the report or sends it
+        self._is_asleep = self._is_minded = False
+        self._has_work = threading.Semaphore(0)  # for whoever minds the report
+        self._came = 0  # samples to be begun when some had come last
         self._listen_at = 0.0
         self._leaving = False
         try:
             self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # a kernel that does not count waits for a core
             self._schedule = -1
+        self._cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
         self._computed = self._computing()  # by the last report
         self._poll = select.poll()
         for source in (link, self._waits):
@@ -114,6 +124,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until told to leave, or until nobody is there to tell."""
+        threading.Thread(target=self._mind, name="report", daemon=True).start()
         while not self._leaving:
             sample = self._waits.over()
             if sample is not None:
@@ -123,15 +134,40 @@ class Worker:
             else:
                 self._send()
                 self._note[0] = -1
-                with self._waits.asleep() as is_quiet:
-                    if is_quiet:
-                        self._poll.poll()
-            now = self._clock()
+                self._sleep()
+            now, has_plenty = self._clock(), 2 * len(self._tasks) > self._came
             if not self._tasks or now >= self._listen_at:
-                self._listen_at = now + _LISTEN_S
                 self._hear()
-            if self._report and now - self._report.since > _GATHER_S:
+                self._listen_at = now + (_LISTEN_LESS_S if has_plenty else _LISTEN_S)
+            gather_s = _GATHER_MORE_S if has_plenty else _GATHER_S
+            if self._report and now - self._report.since > gather_s:
                 self._send()
+
+    def _sleep(self) -> None:
+        """Until somebody has something to do."""
+        self._is_asleep = True
+        with self._waits.asleep() as is_quiet:
+            if is_quiet:
+                self._poll.poll()
+        self._is_asleep = False
+        if not self._is_minded:
+            self._is_minded = True
+            self._has_work.release()
+
+    def _mind(self) -> None:
+        """Send results that would lie behind a step that takes long. A thread's, which sleeps when
+        the line does."""
+        pause = select.poll()
+        while not self._leaving:
+            self._has_work.acquire()
+            while self._is_minded and not self._leaving:
+                pause.poll(1000 * _MIND_S)
+                with self._speaking:
+                    if self._report and self._clock() - self._report.since > _GATHER_MORE_S:
+                        self._send()
+                if self._is_asleep:
+                    self._is_minded = False
+                    self._is_minded = not self._is_asleep  # it may have woken just before
 
     # --- hearing ----------------------------------------------------------------------------------
 
@@ -147,6 +183,7 @@ class Worker:
             match said:
                 case talk.Work(tasks, freed):
                     self._tasks += tasks
+                    self._came = len(self._tasks)
                     for offset in freed:
                         self._room.give(offset)
                 case talk.Leave():
@@ -206,11 +243,14 @@ class Worker:
             raise Nothing(f"{self._job.steps[sample.step - 1].name} returned nothing")
 
     def _computing(self) -> float:
-        """Seconds that the line has computed, or stood ready to while others had its core."""
+        """Seconds that the line has computed, or stood ready to while others had its core; and
+        that programs have which it ran and waited for."""
+        below = resource.getrusage(resource.RUSAGE_CHILDREN)
+        below_s = below.ru_utime + below.ru_stime
         if self._schedule < 0:
-            return time.thread_time()
+            return time.clock_gettime(self._cpu_clock) + below_s
         ran_ns, stood_ns = os.pread(self._schedule, 64, 0).split()[:2]
-        return (int(ran_ns) + int(stood_ns)) / 1e9
+        return (int(ran_ns) + int(stood_ns)) / 1e9 + below_s
 
     def _call(self, step: Step, sample: _Sample) -> Any:
         if not step.takes_rng:
@@ -232,7 +272,8 @@ class Worker:
             sample.step += 1
 
         self._waits.begin(sample.step, sample, over, value, kept)
-        self._tell().parked.append(task.lease)
+        with self._speaking:
+            self._tell().parked.append(task.lease)
 
     # --- what came of it --------------------------------------------------------------------------
 
@@ -241,12 +282,13 @@ class Worker:
         total = len(body) + sum(part.nbytes for part in parts)
         if total > self._job.max_sample_bytes:
             raise TooLarge(f"{total:,} bytes; max_sample_bytes is {self._job.max_sample_bytes:,}")
-        value = self._placed(body, parts) or self._in_pieces(body, parts)
-        total_s = self._clock() - sample.began
-        done = talk.Done(sample.task.lease, value, sample.line_s, total_s)
-        self._tell(len(value.body)).done.append(done)
-        if value.pieces:
-            self._send()
+        with self._speaking:
+            value = self._placed(body, parts) or self._in_pieces(body, parts)
+            total_s = self._clock() - sample.began
+            done = talk.Done(sample.task.lease, value, sample.line_s, total_s)
+            self._tell(len(value.body)).done.append(done)
+            if value.pieces:
+                self._send()
 
     def _hand_over(self, sample: _Sample) -> bool:
         """Let a slow worker go on; False when what was reached cannot leave this process."""
@@ -258,12 +300,15 @@ class Worker:
             return False
         total_s = self._clock() - sample.began
         over = talk.Over(sample.task.lease, sample.step, value, sample.line_s, total_s)
-        self._tell(len(value.body)).over.append(over)
+        with self._speaking:
+            self._tell(len(value.body)).over.append(over)
+            self._send()  # the next one may be as slow
         return True
 
     def _refuse(self, lease: int, error: Exception) -> None:
         kind = "does not fit in memory" if isinstance(error, MemoryError) else type(error).__name__
-        self._tell().bad.append(talk.Bad(lease, kind, str(error)[:_DETAIL_CHARACTERS]))
+        with self._speaking:
+            self._tell().bad.append(talk.Bad(lease, kind, str(error)[:_DETAIL_CHARACTERS]))
 
     def _placed(self, body: bytes, parts: list[Bytes]) -> talk.Value | None:
         """The value, its parts in slots; None when there is no room."""
@@ -307,16 +352,17 @@ class Worker:
         return self._report
 
     def _send(self) -> None:
-        if not self._report:
-            return
-        said, self._report = self._report, _Report()
-        before, self._computed = self._computed, self._computing()
-        cpu_s = self._computed - before
-        report = talk.Report(said.parked, said.over, said.done, said.bad, cpu_s)
-        try:
-            self._link.sendall(talk.encode(report))
-        except ConnectionError:
-            self._leaving = True
+        with self._speaking:
+            if not self._report:
+                return
+            said, self._report = self._report, _Report()
+            before, self._computed = self._computed, self._computing()
+            cpu_s = self._computed - before
+            report = talk.Report(said.parked, said.over, said.done, said.bad, cpu_s)
+            try:
+                self._link.sendall(talk.encode(report))
+            except ConnectionError:
+                self._leaving = True
 
 
 def main(

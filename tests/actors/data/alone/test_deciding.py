@@ -67,6 +67,12 @@ def test_samples_of_one_kind_are_not_handed_over(slow: bool):
     assert world.used > 0.97
 
 
+def test_queues_of_workers_are_longer_where_no_sample_keeps_a_line_for_long():
+    even, mixed = World(mixture(0.2, waiting=True)).run(2), World(mixture(0.2)).run(2)
+    assert even.deciding.learning.limits()["fast"] > 5
+    assert mixed.deciding.learning.limits()["fast"] < 5
+
+
 def test_a_mixture_that_changes_is_followed():
     few, many = mixture(0.02), mixture(0.4)
     world = World(

@@ -290,6 +290,22 @@ def test_a_slow_sample_is_handed_over_and_nothing_is_done_twice(tmp_path: Path):
     assert len(done) == len(set(done)) == 220
 
 
+@pytest.mark.parametrize("slow", [3, 4])
+def test_what_is_done_does_not_lie_behind_a_slow_sample(tmp_path: Path, slow: int):
+    over = tmp_path / "over"
+
+    def stage(i: int) -> int:
+        while i == slow and not over.exists():
+            tricks.busy(0.01)
+        return i
+
+    with Loader(range(9), 3, stages=[stage], num_workers=1, max_workers=1) as made:
+        batches = iter(made)
+        assert next(batches).tolist() == [0, 1, 2]  # or the test hangs
+        over.touch()
+        assert [batch.tolist() for batch in batches] == [[3, 4, 5], [6, 7, 8]]
+
+
 def test_arrays_come_without_a_copy_and_give_their_memory_back():
     def image(i: int) -> np.ndarray[Any, Any]:
         return np.full((256, 1024), i % 251, np.uint8)
