@@ -237,7 +237,7 @@ class Table:
         self.name, self.corpus, self.repeats = name, corpus, repeats
         self.runs: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         kind = name.partition("-")[0]
-        self._fast_s = {"cpu": 9.0, "code": 60.0}.get(kind, 2.5)  # cpu-S and code end before
+        self._fast_s = {"cpu": 25.0, "code": 60.0}.get(kind, 2.5)  # cpu-S and code end before
         self._paced_s = {"cpu": 2.5, "code": 2.5}.get(kind, 2.0)
 
     def fill(self, loaders: list[str], directory: Path) -> None:
