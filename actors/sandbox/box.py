@@ -7,14 +7,12 @@ the first process of its namespace: when the keeper has gone after that, nothing
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
-import tempfile
 from pathlib import Path
 
-from actors import process
+from actors import process, temporary
 from actors.sandbox import command, view
 from actors.sandbox.terms import Means, NotStarted, SandboxError
 from protocol.clock import Clock, Deadline
@@ -62,9 +60,7 @@ class Box:
             return ""
         if command.has_own_files(self.means):
             return view.SCRATCH
-        path = tempfile.mkdtemp(prefix="trireme-scratch-")
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
-        return path
+        return str(stack.enter_context(temporary.directory("scratch")))
 
     def _wire(
         self, wanted: command.Wanted, scratch: str, run_id: str, stack: contextlib.ExitStack
