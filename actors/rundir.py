@@ -13,6 +13,7 @@
       rollouts.jsonl       one object per scored group of completions
       logs/                ACTOR.jsonl, ACTOR.stderr, death-ACTOR-INCARNATION.json
       checkpoints/         step-00000100/
+      journal/             steps since the last checkpoints, once a standby has been invited
       keys/                CURVE keys of remote hosts, 0600
       tokenizer.json       experiences.sqlite
 
@@ -111,6 +112,11 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Directory of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def journal(self) -> Path:
+        """Directory of what a standby needs besides checkpoints; absent without one."""
+        return self.path / "journal"
 
     @property
     def keys(self) -> Path:

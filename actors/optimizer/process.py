@@ -17,7 +17,9 @@ from actors.loop import Mailbox
 from actors.optimizer import restore, updates
 from actors.optimizer.attendance import Elastic, Everybody, recorded
 from actors.optimizer.checkpointing import Checkpoints, RunFailed
+from actors.optimizer.journaling import Journal
 from actors.optimizer.layout import state_layout
+from actors.optimizer.replaying import Replay
 from actors.optimizer.shard import Shard
 from actors.optimizer.state import State, StateError
 from actors.parameters import parameters
@@ -82,10 +84,11 @@ class _Life:
         self._mailbox, self._topology = mailbox, topology
         self._clock: Clock = MonotonicClock()
         self._index = seat.index
-        self._directory = RunDir(Path(seat.run_dir)).checkpoints
+        run = RunDir(Path(seat.run_dir))
+        self._directory, self._device = run.checkpoints, seat.device
         self._state = State(state_layout(topology, seat.index), segment)
         self._memories = _memories(seat, topology, attached)
-        self._begin_state()
+        self._begin_state(run.journal)
         self._shard = Shard(
             topology,
             seat.index,
@@ -107,10 +110,15 @@ class _Life:
             memories=self._memories,
         )
         self._shard.checkpoints = self._checkpoints
+        self._journal = Journal(
+            run.journal, run.checkpoints, seat.index, mailbox.log, self._memories
+        )
+        self._journal.resume(self._state.committed)
+        self._shard.journal = self._journal
         self._done_at = 0.0
 
-    def _begin_state(self) -> None:
-        log = self._mailbox.log
+    def _begin_state(self, journal: Path) -> None:
+        log, progress = self._mailbox.log, self._mailbox.progress
         if self._state.ready:
             finished = self._state.recover()
             log.info("state adopted", committed=self._state.committed, finished=finished)
@@ -119,12 +127,19 @@ class _Life:
             self._directory, lambda why: log.warning("checkpoint skipped", why=why)
         )
         if found is None:
-            updates.fill_fresh(self._state, self._topology, self._mailbox.progress)
+            updates.fill_fresh(self._state, self._topology, progress)
             log.info("state made from the seed", seed=self._topology.seed)
             return
+        replay = Replay(
+            *(journal, self._topology, self._index, log),
+            memories=self._memories,
+            device=self._device,
+            progress=progress,
+        )
         restore.restore(
             *(self._state, found, self._topology, self._index, self._memories),
-            filled=self._mailbox.progress,
+            filled=progress,
+            replay=replay,
         )
         log.info("state restored", checkpoint=str(found.path), committed=self._state.committed)
 
@@ -155,6 +170,8 @@ class _Life:
         self._mailbox.step = shard.rounds.complete + 1
         gauge("step", shard.rounds.committed)
         gauge("saved", self._checkpoints.saved)
+        if self._journal.noted_bytes:
+            gauge("noted_bytes", self._journal.noted_bytes)
         gauge("malformed_bodies", shard.malformed)
         for name in ("duplicate", "early", "foreign"):
             gauge(name, getattr(shard.rounds.refusals, name))
@@ -195,6 +212,7 @@ class _Life:
             # The recorder may have asked last before the last steps.
             records = tuple(self._state.records(0))
             self._mailbox.send("exchange/0", Metrics(records=records), to="recorder")
+        self._journal.close()
         self._mailbox.log.info("shard leaves", reason=stop.reason, committed=self._state.committed)
 
 

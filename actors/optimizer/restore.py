@@ -1,6 +1,6 @@
 """Which checkpoint a shard's empty state is filled from, and how, whoever and how many wrote it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,10 +45,12 @@ def restore(
     shard: int,
     memories: Sequence[CodecMemory] = (),
     filled: Callable[[], object] = lambda: None,
+    replay: Callable[[State, Mapping[str, int], int], int] = lambda _s, _v, committed: committed,
 ) -> None:
     """Fill `state` and make it ready; `memories` of all ranks too, as far as they are this shard's.
 
-    `filled` is called after each parameter.
+    `filled` is called after each parameter. `replay` takes the state on from there, given where all
+    shards' parameters are and the committed step; it returns the step that is committed then.
     A rank that the checkpoint does not know begins with an empty memory. Raises `CheckpointError`
     when the checkpoint does not fit.
     """
@@ -59,10 +61,10 @@ def restore(
             f"{topology.seed}: resume with the run's own topology"
         )
     wanted = {place.parameter.name: index for index, place in enumerate(state.layout.places)}
-    versions: list[int] = []
+    versions: dict[str, int] = {}
     for file in checkpoint.tensor_files():
         for name, about in file.parameters.items():
-            versions.append(about.version)
+            versions[name] = about.version
             if name in wanted:
                 index = wanted.pop(name)
                 _fill(state, index, file, topology)
@@ -72,7 +74,7 @@ def restore(
         raise CheckpointError(
             f"{checkpoint.path} holds no {sorted(wanted)[0]}: it was made with another model"
         )
-    between = max(versions) > manifest.step or manifest.committed < manifest.step
+    between = max(versions.values()) > manifest.step or manifest.committed < manifest.step
     if between and manifest.trainers != topology.actors.trainers:
         raise CheckpointError(
             f"{checkpoint.path} was made in the middle of a step of {manifest.trainers} trainers, "
@@ -81,7 +83,7 @@ def restore(
         )
     if shard == 0:
         _fill_steps(state, checkpoint)
-    state.set_ready(manifest.committed)
+    state.set_ready(replay(state, versions, manifest.committed))
 
 
 def _fill(state: State, index: int, file: TensorFile, topology: Topology) -> None:

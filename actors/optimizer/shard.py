@@ -14,6 +14,7 @@ from actors.optimizer import metrics, rounds, updates
 from actors.optimizer.answers import Answers
 from actors.optimizer.attendance import Everybody, described, mask_of
 from actors.optimizer.checkpointing import RunFailed
+from actors.optimizer.journaling import NoJournal
 from actors.optimizer.publishing import news
 from actors.optimizer.refreshing import Refreshing, Sketched
 from actors.optimizer.rounds import Instruction, Setting, ShardRounds
@@ -103,6 +104,7 @@ class Shard:
             setting, versions, state.committed, known, attendance=self._attendance
         )
         self.checkpoints: CheckpointKeeper | None = None
+        self.journal = NoJournal()
         self._given: dict[str, dict[int, Contribution]] = {name: {} for name in self._index_of}
         self._facts: dict[tuple[int, int], Facts] = {}
         self._parts: dict[tuple[int, int], m.ShardCommitted] = {}
@@ -264,6 +266,7 @@ class Shard:
             case rounds.Commit(step):
                 self._commit(step)
             case rounds.Checkpoint(step):
+                self.journal.begin(step)
                 if self.checkpoints is not None:
                     self.checkpoints.due(step)
             case _:
@@ -317,6 +320,7 @@ class Shard:
         if self.checkpoints is not None:
             self.checkpoints.preserve(index)
         found_digest = digest(parameter, told.shown)
+        self.journal.moved(step, name, ordered, basis or {}, found_digest, counts, absent)
         self.state.publish(index, step, told.shown, found_digest, counts, absent)
         self.state.update(index, step, new)
         given.clear()
@@ -369,7 +373,9 @@ class Shard:
             clocked,
             weights_digest(digests),
         )
-        self.state.commit(step, record | attended)
+        record |= attended
+        self.journal.committed(step, record)
+        self.state.commit(step, record)
         self._since, self._computing_s = now, 0.0
 
     def _digests(self, version: int) -> list[bytes]:

@@ -19,7 +19,9 @@ from actors.codec_memory import CodecMemory
 from actors.optimizer import updates
 from actors.optimizer.attendance import Everybody
 from actors.optimizer.checkpointing import Checkpoints
+from actors.optimizer.journaling import Journal
 from actors.optimizer.layout import state_layout
+from actors.optimizer.replaying import Replay
 from actors.optimizer.restore import restore
 from actors.optimizer.shard import Shard
 from actors.optimizer.state import State
@@ -141,11 +143,14 @@ class Exchange:
         directory: Path | None = None,
         shared: str = "",
         attendance: Callable[[Topology, float], Everybody] = lambda _topology, _now: Everybody(),
+        journal: Path | None = None,
     ) -> None:
         """With a `directory`, shards write checkpoints there and begin from the newest; with a run
         id `shared`, state and gradients lie in shared memory (see `close`). `attendance` is made
-        for every life of a shard.
+        for every life of a shard. `journal`: where steps are noted once it exists.
         """
+        self.journal = journal
+        self.journals: dict[int, Journal] = {}
         self.attendance = attendance
         self.topology, self.directory = topology, directory
         self._run_id = shared
@@ -196,6 +201,12 @@ class Exchange:
                 memories=self.remembered,
             )
             shard.checkpoints = self.keepers[index]
+            if self.journal is not None:
+                if index in self.journals:
+                    self.journals[index].close()
+                noted = Journal(self.journal, self.directory, index, self, self.remembered)
+                noted.resume(state.committed)
+                shard.journal = self.journals[index] = noted
         shard.begin()
         return shard
 
@@ -206,7 +217,11 @@ class Exchange:
         if found is None:
             updates.fill_fresh(state, self.topology)
         else:
-            restore(state, found, self.topology, index, self.remembered)
+            replay = Replay(
+                *(self.journal or found.path / "no journal", self.topology, index, self),
+                memories=self.remembered,
+            )
+            restore(state, found, self.topology, index, self.remembered, replay=replay)
 
     def info(self, event: str, **fields: object) -> None:
         """The shards' log."""
@@ -267,7 +282,9 @@ class Exchange:
         return self._segments[name, what]
 
     def close(self) -> None:
-        """Remove shared memory."""
+        """Remove shared memory, close files."""
+        for noted in self.journals.values():
+            noted.close()
         if self._attached is not None:
             self._attached.close()
         for segment in self._segments.values():

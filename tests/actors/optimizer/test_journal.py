@@ -1,0 +1,134 @@
+"""A run whose memory is lost goes on behind its last checkpoint, from what its shards noted."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import journal
+from tests.actors.exchange import Exchange, Letter, PostOffice, tiny
+from tests.actors.optimizer.test_codecs_in_exchange import plain
+from tests.actors.optimizer.test_everything import EVERY, disturb, lossy
+
+Noting = Callable[..., Exchange]
+
+
+@pytest.fixture
+def noting(tmp_path: Path) -> Iterator[Noting]:
+    """A run with these settings; all that it keeps on disk lies in `tmp_path`."""
+    made: list[Exchange] = []
+
+    def begin(*settings: str, tamper: Callable[[Letter], list[Letter]] | None = None) -> Exchange:
+        office = PostOffice() if tamper is None else PostOffice(tamper=tamper)
+        directory = tmp_path / "saved"
+        made.append(
+            Exchange(tiny(*settings), office, directory=directory, journal=tmp_path / "journal")
+        )
+        return made[-1]
+
+    yield begin
+    for exchange in made:
+        exchange.close()
+
+
+def until(exchange: Exchange, step: int) -> None:
+    """Go on until that step is committed."""
+    for _ in exchange.turns():
+        if exchange.shards[0].rounds.committed >= step:
+            return
+
+
+def files(tmp_path: Path) -> list[Path]:
+    directory = tmp_path / "journal"
+    parts = journal.parts_of(path.name for path in directory.iterdir())
+    return [directory / part.name for part in parts]
+
+
+@EVERY
+def test_a_host_is_lost_and_no_step_is(tmp_path: Path, noting: Noting, settings: tuple[str, ...]):
+    """Again and again, at any moment of a step, with deaths before, and with other shards behind.
+
+    The first checkpoint is that of step 3, so the journal begins there.
+    """
+    (tmp_path / "journal").mkdir()
+    draw, reached = random.Random(1), 0
+    found: dict[int, str] = {}
+    for further, shards in ((3, 2), (4, 2), (5, 1), (6, 2)):
+        exchange = noting(*settings, f"actors.optimizer_shards={shards}", tamper=lossy(draw))
+        assert [shard.rounds.committed for shard in exchange.shards] == [reached] * shards
+        disturb(exchange, draw, further)
+        if further == 3:
+            exchange.office.tamper = lambda letter: [letter]
+            exchange.settle()
+        for record in exchange.records():
+            step, digest = record["step"], record["weights_digest"]
+            assert found.setdefault(step, digest) == digest
+        assert "another kind of host" not in str(exchange.events)
+        reached = exchange.shards[0].rounds.committed
+    assert [found[step] for step in sorted(found)] == plain(*settings)
+
+
+def test_without_an_invitation_nothing_is_noted(tmp_path: Path, noting: Noting):
+    exchange = noting("steps=3", "checkpoint.every_steps=1")
+    exchange.run()
+    exchange.settle()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_notes_older_than_a_whole_checkpoint_go(tmp_path: Path, noting: Noting):
+    (tmp_path / "journal").mkdir()
+    exchange = noting("steps=6", "checkpoint.every_steps=2")
+    for step in (2, 4, 6):
+        until(exchange, step)
+        exchange.settle()
+    assert {path.name[8:16] for path in files(tmp_path)} == {"00000004", "00000006"}
+
+
+def test_a_hole_ends_what_can_be_made_again(tmp_path: Path, noting: Noting):
+    """Whatever is missing, all shards go on with the step before it."""
+    (tmp_path / "journal").mkdir()
+    settings = ("steps=9", "checkpoint.every_steps=3", "actors.optimizer_shards=2")
+    exchange = noting(*settings)
+    until(exchange, 3)
+    exchange.settle()
+    until(exchange, 6)
+    exchange.shards[1] = exchange.new_shard(1)
+    until(exchange, 8)
+    for newer in (tmp_path / "saved").glob("step-00000006*"):
+        shutil.rmtree(newer)
+
+    def reached() -> set[int]:
+        return {shard.rounds.committed for shard in noting(*settings).shards}
+
+    def lose(beginning: str) -> None:
+        for path in files(tmp_path):
+            if path.name.startswith(beginning):
+                path.unlink()
+
+    assert reached() == {8}
+    lose("shard-1-00000006")
+    assert reached() == {6}
+    lose("shard-0-00000003")
+    assert reached() == {3}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_end_is_left_out_by_name(tmp_path: Path, noting: Noting, damage: str):
+    (tmp_path / "journal").mkdir()
+    settings = ("steps=9", "checkpoint.every_steps=3")
+    exchange = noting(*settings)
+    until(exchange, 3)
+    exchange.settle()
+    until(exchange, 5)
+    path = files(tmp_path)[-1]
+    raw = bytearray(path.read_bytes())
+    if damage == "cut":
+        del raw[-3:]
+    else:
+        raw[len(raw) // 4] ^= 1
+    path.write_bytes(raw)
+    after = noting(*settings)
+    assert after.shards[0].rounds.committed == (4 if damage == "cut" else 3)
+    assert any(path.name in str(fields) for _, fields in after.events)
