@@ -1,6 +1,6 @@
-"""One data worker or trainer of another host: the process that `run.py attach` starts.
+"""One data worker, trainer or standby of another host: the process that `run.py attach` starts.
 
-    python -m actors.attached KEYFILE ENDPOINT NAME POOL|DEVICE [CPU]
+    python -m actors.attached KEYFILE ENDPOINT NAME POOL|DEVICE|DIR [CPU]
 
 Leaves politely at SIGTERM, and when the process that started it ends. What it prints last says
 why it ended.
@@ -37,6 +37,10 @@ def main(arguments: list[str]) -> int:
             from actors.trainer import guest
 
             return guest.serve_remote(key, name, endpoint=endpoint, device=place)
+        if key.role == "standby":
+            from actors.standby import guest as standby
+
+            return standby.serve_remote(key, name, endpoint=endpoint, directory=Path(place))
         from actors.data import worker
 
         pool: Pool = "slow" if place == "slow" else "fast"

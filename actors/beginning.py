@@ -15,6 +15,7 @@ import msgspec
 
 from actors import checkpoints, hardware, leftovers, planner, preparing, process, rundir
 from actors import topology as topologies
+from actors.data import rebuilding
 from actors.hardware import Hardware
 from actors.rundir import RunDir, RunDirError
 from actors.supervisor import segments
@@ -106,6 +107,7 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
             raise RunDirError(f"{run.path} still runs: --fire is for a run that has been stopped")
         _is_latest(run)
         return Begun(run, stored, [f"{run.path} still runs; taking it over"], lock, living=True)
+    notes: list[str] = []
     try:
         anew = _nothing_saved(run)
         if wanted.fire:
@@ -114,12 +116,14 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
     except (TopologyError, RunDirError):
         os.close(lock)
         raise
+    rebuilding.rebuild(run, notes.append)
     leftovers.clear(run)
+    (run.path / rundir.COPY).unlink(missing_ok=True)
     if anew:
         _forget_steps(run)
     _write_plan(run, topology, found)
     _is_latest(run)
-    notes = [f"resuming {run.path}"]
+    notes.append(f"resuming {run.path}")
     if anew:
         notes.append("no checkpoint had been written yet: it begins again with step 1")
     notes += _changes_of_weights(stored, topology, changes)
@@ -225,6 +229,8 @@ def _forget_steps(run: RunDir) -> None:
     for path in (run.ledger, run.metrics, run.rollouts, run.experiences):
         for found in run.path.glob(f"{path.name}*"):  # a database's log, and older lines
             found.unlink()
+    for found in run.journal.glob("*"):
+        found.unlink()
 
 
 # --- Topology -------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A door for other hosts: a tcp endpoint with CURVE, opened by the first invitation.
 
-The loader has one for data workers, every stand-in one for the trainer of its rank. Who was
-invited, the run's own keys and the doors' ports are kept in the run directory, so whoever replaces
-the owner of a door opens the same one again and guests find it where it was.
+The loader has one for data workers and one for standbys, every stand-in one for the trainer of its
+rank. Who was invited, the run's own keys and the doors' ports are kept in the run directory, so
+whoever replaces the owner of a door opens the same one again and guests find it where it was.
 """
 
 import socket
@@ -23,18 +23,25 @@ class Door:
     """Opens and stays open. Lets in whom it has invited, and nobody with a key for another."""
 
     def __init__(
-        self, keys: Path, spec: RemoteSpec, bind: Bind, *, rank: int = -1, nth: int = 0
+        self,
+        keys: Path,
+        spec: RemoteSpec,
+        bind: Bind,
+        *,
+        role: Role = "data_worker",
+        rank: int = -1,
+        nth: int = 0,
     ) -> None:
-        """For data workers, or for the trainer of `rank`. `nth`: counts a run's doors from 0, for
-        their ports are in a row where the topology names one.
+        """`rank`: of the trainer that may enter. `nth`: counts a run's doors from 0, for their
+        ports are in a row where the topology names one.
         """
         self._spec = spec
         self._bind = bind
         self._keys = keys
         self._wanted_port = spec.port + nth if spec.port else 0
         self._rank = rank
-        self._port_file = keys / ("port" if rank < 0 else f"port-trainer-{rank}")
-        role: Role = "data_worker" if rank < 0 else "trainer"
+        ports = {"data_worker": "port", "trainer": f"port-trainer-{rank}"}
+        self._port_file = keys / ports.get(role, f"port-{role}")
         self._allow = AllowList(keys / "allowed", role, rank)
         self._curve: ServerCurve | None = None
         self._port = 0

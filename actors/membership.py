@@ -64,7 +64,7 @@ class Remote:
     @property
     def supervises(self) -> bool:
         """Whether beats go there."""
-        return self.channel != "remote"
+        return self.channel not in ("remote", "standby")
 
 
 class Membership:

@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# In a directory that a standby keeps, until a run is resumed there: whose copy it is.
+COPY = "copy-of"
 # Bump when a file of the layout above changes its meaning.
 FORMAT = 1
 

@@ -16,7 +16,7 @@ Senders = Mapping[type[Message], frozenset[Role]]
 
 MIB = 1024 * 1024
 ROLES: frozenset[Role] = frozenset(get_args(Role))
-ACTORS: frozenset[Role] = ROLES - {"supervisor", "operator"}
+ACTORS: frozenset[Role] = ROLES - {"supervisor", "operator", "standby"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,18 @@ _RANK: Senders = dict.fromkeys(
     ),
     _by("trainer"),
 )
+# A standby asks, and is answered: nothing that it says changes anything.
+_STANDBY: Senders = {
+    m.FilesRequest: _by("standby"),
+    m.Files: _by("loader"),
+    m.PieceRequest: _by("standby"),
+    m.Piece: _by("loader"),
+    m.WorkerLog: _by("standby"),
+    m.Stop: _by("loader"),
+    m.Goodbye: _by("standby"),
+}
 _TELEMETRY: Senders = {
-    m.LogRecord: ROLES - {"operator"},
+    m.LogRecord: ROLES - {"operator", "standby"},
     m.RolloutReport: _by("rollout"),
 }
 
@@ -119,6 +129,7 @@ _CHANNELS = (
     # One step's messages of a few hundred parameters must fit; bulk travels in segments.
     Channel("exchange", "router", "optimizer_shard", 1024, 0.2, 4096 * MIB, _EXCHANGE),
     Channel("rank", "router", "trainer", 1024, 0.5, 4096 * MIB, _RANK, curve=True),
+    Channel("standby", "router", "loader", 16, 0.5, 64 * MIB, _STANDBY, curve=True),
     Channel("telemetry", "pull", "recorder", 4096, 0.2, 8 * MIB, _TELEMETRY),
 )
 CHANNELS: Mapping[str, Channel] = {channel.name: channel for channel in _CHANNELS}

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_.]{1,64}")
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
 KEY_CHARS = 40
 # Roles that may be played on other hosts.
-INVITED: tuple[Role, ...] = ("data_worker", "trainer")
+INVITED: tuple[Role, ...] = ("data_worker", "trainer", "standby")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ class KeyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def channel(self) -> str:
         """What its holder connects to."""
-        return f"rank/{self.rank}" if self.role == "trainer" else "remote"
+        if self.role == "trainer":
+            return f"rank/{self.rank}"
+        return "standby" if self.role == "standby" else "remote"
 
     def curve(self) -> ClientCurve:
         """The keys, as `Node.connect` wants them."""

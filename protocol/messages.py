@@ -25,6 +25,7 @@ Role = Literal[
     "optimizer_shard",
     "rollout",
     "recorder",
+    "standby",  # a copy of the run's newest state on another host
     "operator",  # a person's command line: status, stop, kill, invite
 ]
 ActorState = Literal["starting", "running", "stopping", "lost"]
@@ -486,6 +487,46 @@ class Forward(Message):
     channel: str  # "batches", "exchange/K"
     kind: str
     sender: str = ""  # who said it; "": the attached trainer
+
+
+# --- A standby on another host <-> loader, channel "standby" --------------------------------------
+
+
+class FilesRequest(Message):
+    """Standby -> loader: what is there to copy? Asked again and again; says how far the copy is."""
+
+    host: str
+    step: int  # the last step that the copy could go on from; -1: none yet
+    lacking_bytes: int  # of what was there when it was last told
+
+
+class FileFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of the run directory."""
+
+    path: str  # below the run directory: "topology.toml", "journal/...", "checkpoints/step-.../..."
+    size: int
+    modified_ns: int
+
+
+class Files(Message):
+    """Loader -> standby: all that a copy consists of now, in the order in which to take it."""
+
+    files: tuple[FileFacts, ...]
+
+
+class PieceRequest(Message):
+    """Standby -> loader: the bytes of a file from `offset` on, up to `size`."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class Piece(Message):
+    """Loader -> standby: they are frame 0. Empty: there is no more, or no such file any more."""
+
+    path: str
+    offset: int
 
 
 # --- Telemetry: anyone -> recorder, channel "telemetry"; may be lost, losses are counted ----------

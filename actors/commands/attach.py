@@ -1,4 +1,4 @@
-"""`run.py attach`: join a running graph with data workers, or a trainer, of this host.
+"""`run.py attach`: join a running graph with data workers, a trainer or a standby of this host.
 
 Knocks once by itself, so that a refusal comes in seconds and in words; then starts one process
 per worker and looks after them until the run ends or somebody presses Ctrl-C. Leaving costs the
@@ -72,13 +72,32 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
     help="Of data workers.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Of a trainer: cpu, cuda:0, ...")
-def attach(endpoint: str, key_file: Path, role: str, count: int, pool: str, device: str) -> None:
-    """Join the run at ENDPOINT (tcp://HOST:PORT) with data workers, or a trainer, of this host."""
+@click.option(
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of a standby: where to keep the copy.",
+)
+def attach(
+    endpoint: str,
+    key_file: Path,
+    role: str,
+    count: int,
+    pool: str,
+    device: str,
+    run_dir: Path | None,
+) -> None:
+    """Join the run at ENDPOINT (tcp://HOST:PORT) with data workers, a trainer, or a standby, of
+    this host.
+    """
     from actors import process
 
     key = _usable_key(endpoint, key_file, role)
-    if key.role == "trainer" and count > 1:
-        raise Refused(f"--count {count}: a key lets one trainer in; invite one for each")
+    if key.role != "data_worker" and count > 1:
+        raise Refused(f"--count {count}: a key lets one {key.role} in; invite one for each")
+    if (key.role == "standby") != (run_dir is not None):
+        raise Refused("--run: names where a standby keeps its copy; with --role standby, and only")
     if not _DEVICE.fullmatch(device):
         raise Refused(f"--device {device!r}: cpu, or cuda:0, cuda:1, ...")
     try:
@@ -93,7 +112,8 @@ def attach(endpoint: str, key_file: Path, role: str, count: int, pool: str, devi
     try:
         _knock(endpoint, key)
         with tempfile.TemporaryDirectory(prefix="trireme-attach-") as directory:
-            place = device if key.role == "trainer" else pool
+            places = {"trainer": device, "standby": str((run_dir or Path()).absolute())}
+            place = places.get(key.role, pool)
             host = Host(endpoint, key, key_file.resolve(), place, Path(directory))
             sys.exit(host.look_after(count))
     finally:
@@ -140,6 +160,7 @@ class Guest:
     rationing: "Rationing"
     who: "Identity | None" = None
     due: float = 0.0  # when to start the next life
+    told: str = ""  # what it said last, and a person has read
     ended: str | None = None  # why there is none any more; "": on purpose
 
 
@@ -150,7 +171,7 @@ class Host:
     endpoint: str
     key: "KeyFile"
     key_file: Path
-    place: str  # pool of data workers, device of a trainer
+    place: str  # pool of data workers, device of a trainer, directory of a standby
     directory: Path
     guests: list[Guest] = field(default_factory=list[Guest])
     interrupted: int = 0  # the signal that asked us to leave
@@ -176,6 +197,7 @@ class Host:
                     if leaving is not None and leaving.passed():
                         self._signal_all(signal.SIGKILL)
                     self._reap(clock.now())
+                    self._pass_on()
             finally:
                 self._signal_all(signal.SIGKILL)
         return self._outcome()
@@ -185,7 +207,7 @@ class Host:
 
         # One core each while there are enough; otherwise the kernel shares them out.
         allowed = sorted(os.sched_getaffinity(0))
-        pinned = count <= len(allowed) and self.key.role != "trainer"
+        pinned = count <= len(allowed) and self.key.role == "data_worker"
         cpus = (allowed[index],) if pinned else ()
         return Guest(
             name=f"{self.key.role}/{self.key.label}-{index}",
@@ -238,6 +260,14 @@ class Host:
                 for ended in process.reap(guest.who.pid):
                     guest.who = None
                     self._decide(guest, ended, now)
+
+    def _pass_on(self) -> None:
+        """What a standby says of its copy is for whoever sits here."""
+        for guest in self.guests if self.key.role == "standby" else ():
+            line = _last_line(guest.output)
+            if line and line != guest.told:
+                guest.told = line
+                click.echo(line)
 
     def _decide(self, guest: Guest, ended: "Ended", now: float) -> None:
         """A worker that died is replaced; one that left, or was refused, is not."""

@@ -32,7 +32,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_.]{1,64}")
     default="data_worker",
     show_default=True,
     type=click.Choice(INVITED),
-    help="What the holder may be: data workers, or one trainer, which takes a free rank.",
+    help="What the holder may be: data workers, one trainer, which takes a free rank, or a "
+    "standby, which keeps a copy of the run.",
 )
 @click.option(
     "--run", "run_dir", type=click.Path(path_type=Path), metavar="DIR", help="[runs/latest]"
@@ -74,12 +75,16 @@ def invite(role: "Role", run_dir: Path | None, out: Path | None, label: str) -> 
         raise Failed(
             f"{path} cannot be written: {why}; invite again with another --label"
         ) from error
-    if role == "trainer":
+    if role == "standby":
+        click.echo(f"{path} lets one host in as a standby named {label}-0")
+        click.echo("It can read all that the run has learned, and change nothing.")
+    elif role == "trainer":
         click.echo(f"{path} lets one host in as trainer/{invitation.rank}, named {label}-0")
     else:
         click.echo(f"{path} lets one host in as {role}s named {label}-0, {label}-1, ...")
     click.echo("It holds a secret. Carry it there over a way you trust, and start on that host:")
-    asked = " --role trainer" if role == "trainer" else ""
+    asked = "" if role == "data_worker" else f" --role {role}"
+    asked += " --run DIR" if role == "standby" else ""
     click.echo(f"  python run.py attach {invitation.endpoint} --key {path.name}{asked}")
 
 

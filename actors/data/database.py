@@ -6,11 +6,30 @@ first and every transaction checks that it is still there, so an older one can c
 
 import contextlib
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from actors import journal
+
 FORMAT = 2
+Row = tuple[Any, ...]
+# What was done, and with which rows.
+Change = tuple[str, list[Row]]
+# Every change that a copy elsewhere has to go through as well.
+CHANGES = {
+    "set fact": "INSERT OR REPLACE INTO facts VALUES (?, ?)",
+    "deliver": "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    "describe": "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
+    "refuse": "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
+    "quarantine": "INSERT OR REPLACE INTO quarantined VALUES (?, ?, ?)",
+    "forget documents": "DELETE FROM documents WHERE (epoch, sample) IN "
+    "(SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0)",
+    "forget steps": "DELETE FROM delivered WHERE step >= ?",
+    "forget batches": "DELETE FROM spool WHERE step >= ?",
+}
 _APPLICATION_ID = 0x5472694C  # "TriL"
 # Checking every page takes about 1 s per 200 MB: beyond this, only the structure is checked.
 _CHECK_WHOLE_BYTES = 64 * 1024 * 1024
@@ -54,6 +73,8 @@ class Database:
         made it may use it; otherwise one after the other. Raises `LedgerError`."""
         self._path = path
         self._incarnation = incarnation
+        self._notes: journal.Writer | None = None
+        self._changes: list[Change] = []  # of the transaction under way
         with self.clear_errors():
             self.connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=one_thread
@@ -107,6 +128,8 @@ class Database:
 
     def close(self) -> None:
         """Let go of the file."""
+        if self._notes is not None:
+            self._notes.close()
         self.connection.close()
 
     def one(self, query: str, parameters: tuple[object, ...] = ()) -> Any:
@@ -120,7 +143,33 @@ class Database:
 
     def set_fact(self, key: str, value: str) -> None:
         """Store a word, within the caller's transaction."""
-        self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value))
+        self.change("set fact", [(key, value)])
+
+    def change(self, what: str, rows: Iterable[Row]) -> None:
+        """One of `CHANGES`, for each of `rows`, within the caller's transaction."""
+        listed = list(rows)
+        self.connection.executemany(CHANGES[what], listed)
+        if self._notes is not None and listed:
+            self._changes.append((what, listed))
+
+    def note_in(self, directory: Path) -> None:
+        """Leave a copy of the file there, and note every further change beside it. Earlier copies
+        go. Raises `LedgerError`, `OSError`.
+        """
+        names = [path.name for path in directory.iterdir()]
+        earlier = {name: n for name in names if (n := journal.ledger_number(name)) is not None}
+        number = 1 + max(earlier.values(), default=0)
+        copy, notes = (directory / name for name in journal.ledger_names(number))
+        unfinished = directory / f"{copy.name}.tmp"
+        unfinished.unlink(missing_ok=True)
+        with self.clear_errors():
+            self.connection.execute("VACUUM INTO ?", (str(unfinished),))
+        if self._notes is not None:
+            self._notes.close()
+        self._notes = journal.Writer(notes)
+        unfinished.rename(copy)
+        for name in earlier:
+            (directory / name).unlink()
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:
@@ -129,12 +178,18 @@ class Database:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 self._check_owner()
+                self._changes.clear()
                 yield
                 self.connection.execute("COMMIT")
+                self._note()
             except BaseException:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
                 raise
+
+    def _note(self) -> None:
+        if self._notes is not None and self._changes:
+            self._notes.append(msgspec.msgpack.encode(self._changes))
 
     def _check_owner(self) -> None:
         owner = int(self.fact("incarnation") or -1)

@@ -90,6 +90,10 @@ class Ledger:
         """Let go of the file."""
         self._base.close()
 
+    def note_in(self, directory: Path) -> None:
+        """See `Database.note_in`."""
+        self._base.note_in(directory)
+
     def __enter__(self) -> "Ledger":
         return self
 
@@ -185,8 +189,8 @@ class Ledger:
         `forget_before`: batches of earlier steps leave the spool.
         """
         with self._base.transaction():
-            self._db.executemany(
-                "INSERT INTO delivered VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            self._base.change(
+                "deliver",
                 (
                     (
                         *(span.epoch, span.sample, span.start, span.length),
@@ -195,12 +199,12 @@ class Ledger:
                     for span in composition.packed.spans
                 ),
             )
-            self._db.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
+            self._base.change(
+                "describe",
                 ((*key, fact.tokens, fact.text_bytes, fact.crc) for key, fact in composition.began),
             )
-            self._db.executemany(
-                "INSERT OR IGNORE INTO refused VALUES (?, ?, ?, ?)",
+            self._base.change(
+                "refuse",
                 ((r.key[1], r.key[0], r.kind, r.detail) for r in composition.refused),
             )
             self._base.set_fact("open_epoch", str(composition.open_epoch))
@@ -336,9 +340,7 @@ class Ledger:
         """Forget `step` and all later ones, because `sample` is not what it was; leave it out."""
         with self._base.transaction():
             self._forget(step)
-            self._db.execute(
-                "INSERT OR IGNORE INTO refused VALUES (?, 0, ?, ?)", (sample, kind, detail)
-            )
+            self._base.change("refuse", [(sample, 0, kind, detail)])
 
     def _forget(self, step: int) -> None:
         """`step` and all later ones were never composed."""
@@ -346,12 +348,8 @@ class Ledger:
         self._base.set_fact(_RESHAPED, json.dumps(kept))
         began = "SELECT epoch, sample FROM delivered WHERE step >= ? AND start = 0"
         lowest = self._base.one(f"SELECT min(epoch) FROM ({began})", (step,))  # noqa: S608 - above
-        self._db.execute(
-            f"DELETE FROM documents WHERE (epoch, sample) IN ({began})",  # noqa: S608 - above
-            (step,),
-        )
-        for table in ("delivered", "spool"):
-            self._db.execute(f"DELETE FROM {table} WHERE step >= ?", (step,))  # noqa: S608
+        for what in ("forget documents", "forget steps", "forget batches"):
+            self._base.change(what, [(step,)])
         if lowest is not None:
             self._base.set_fact(
                 "open_epoch", str(min(lowest, int(self._base.fact("open_epoch") or 0)))
@@ -362,9 +360,7 @@ class Ledger:
     def quarantine(self, sample: int, reason: str, deaths: int) -> None:
         """Leave a sample out for the rest of the run."""
         with self._base.transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO quarantined VALUES (?, ?, ?)", (sample, reason, deaths)
-            )
+            self._base.change("quarantine", [(sample, reason, deaths)])
 
     def refused_by_kind(self) -> dict[str, int]:
         """How many samples were refused, by kind."""

@@ -34,6 +34,7 @@ from actors.door import Door
 from actors.loop import AsyncMailbox, serve
 from actors.rundir import RunDir
 from actors.seat import Seat
+from actors.standby.shelf import Shelf
 from protocol import messages as m
 from protocol.clock import MonotonicClock
 from protocol.errors import EndpointError
@@ -62,6 +63,7 @@ class Loader:
             self._topology.remote,
             lambda endpoint, curve: mailbox.bind("remote", endpoint, curve),
         )
+        self._shelf = Shelf(self._run, self._topology, mailbox, self._clock)
         self._quality = Quality(self._topology.data)
         self._losses = Losses(self._quality, mailbox.log)
 
@@ -86,6 +88,7 @@ class Loader:
 
     def _open_door(self) -> None:
         """Let invited hosts in again after a restart."""
+        self._shelf.open()
         if not self._door.was_opened:
             return
         try:
@@ -128,7 +131,7 @@ class Loader:
     def _hear_early(self, received: Received) -> None:
         match received.message:
             case m.InviteRequest() as request:
-                self._mailbox.send("control", self._door.invite(request))
+                self._invite(request)
             case m.BatchRequest() | m.PromptRequest():
                 self._requests.append(received)
             case _:
@@ -185,6 +188,7 @@ class Loader:
 
     async def _serve(self, ledger: Ledger) -> str:
         self._begin(ledger)
+        self._shelf.serve(ledger)
         for received in self._requests:
             self._hear(received)
         timeout_s = 0.0
@@ -202,6 +206,7 @@ class Loader:
             self._show()
             timeout_s = RETRY_S if unsent else IDLE_S
         self._crew.dismiss(self._mailbox.stopping)
+        self._shelf.dismiss(self._mailbox.stopping)
         self._mailbox.log.info("data served", **self._quality.figures(), parked=self._crew.parked)
         return ""
 
@@ -213,13 +218,19 @@ class Loader:
             case m.PromptRequest() as request:
                 self._send_prompts(received.sender, request)
             case m.InviteRequest() as request:
-                self._mailbox.send("control", self._door.invite(request))
+                self._invite(request)
+            case _ if received.role == "standby":
+                self._shelf.hear(received)
             case m.WorkerLog(records=records):
                 for record in records:
                     said = {**record, "actor": received.sender}
                     self._mailbox.send("telemetry", m.LogRecord(record=said))
             case _:
                 self._learn(self._crew.hear(received, now))
+
+    def _invite(self, request: m.InviteRequest) -> None:
+        admits = self._shelf if request.role == "standby" else self._door
+        self._mailbox.send("control", admits.invite(request))
 
     def _hear_request(self, peer: str, request: m.BatchRequest) -> None:
         try:
@@ -351,6 +362,7 @@ class Loader:
         }
         for name, value in figures.items():
             self._mailbox.gauge(name, float(value))
+        self._shelf.show()
         guests = self._crew.guests.due(self._clock.now())
         if guests is not None:
             self._mailbox.send("control", guests)

@@ -116,6 +116,7 @@ class StandIn:
             self._run.keys,
             self._topology.remote,
             lambda endpoint, curve: mailbox.bind(self._channel, endpoint, curve),
+            role="trainer",
             rank=self._rank,
             nth=1 + self._rank - first,
         )
