@@ -77,7 +77,7 @@ class Mirror:
 
     def told(self, files: Iterable[FileFacts]) -> None:
         """A round begins: this is there."""
-        self._there = {file.path: file for file in files}
+        self._there = {file.path: file for file in files if not self._needless(file.path)}
         self._due = catalogue.ordered(p for p in self._there if catalogue.step_of(p) < 0)
         self._piece_due = True
         for path in [*self._taken]:
@@ -119,12 +119,19 @@ class Mirror:
     @property
     def lacking_bytes(self) -> int:
         """What is there and not here."""
-        wanted = {*self._there} - {
-            p for p in self._there if -1 < catalogue.step_of(p) <= self.saved
-        }
-        return sum(max(0, self._there[path].size - self._size(path)) for path in wanted)
+        return sum(
+            max(0, file.size - self._size(path))
+            for path, file in self._there.items()
+            if not self._needless(path)
+        )
 
     # --- inside -----------------------------------------------------------------------------------
+
+    def _needless(self, path: str) -> bool:
+        """Whether the checkpoint that is here makes it so."""
+        name = path.rpartition("/")[2]
+        saved = -1 < catalogue.step_of(path) <= self.saved
+        return saved or bool(journal.superseded([name], self.saved))
 
     def _size(self, path: str) -> int:
         both = self.held.get(path, Held(0)), self._taken.get(path, Held(0))

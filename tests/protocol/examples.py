@@ -203,6 +203,16 @@ EXAMPLES: dict[str, tuple[Message, tuple[bytes, ...]]] = {
             m.Forward(channel="exchange/0", kind="MetricsRequest"),
             pack_body(m.MetricsRequest(after=3)),
         ),
+        (m.FilesRequest(host="node-3", step=137, lacking_bytes=4096),),
+        (
+            m.Files(
+                files=(
+                    m.FileFacts(path="topology.toml", size=2048, modified_ns=1_700_000_000_000_000),
+                )
+            ),
+        ),
+        (m.PieceRequest(path="topology.toml", offset=0, size=4194304),),
+        (m.Piece(path="topology.toml", offset=0), b"seed = 1\n"),
         (m.LogRecord(record={"event": "hello", "level": "info", "actor": "loader"}),),
         (
             m.RolloutReport(

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from actors import process
+from actors import asking, process
 from actors.chaos.runs import descendants
 from protocol.keys import KeyFile
+from protocol.messages import Status, StatusRequest
 from tests.harness import ROOT, python, wait_until
 from tests.system.conftest import SMALL, Run, digests
 from tests.system.test_graph import Start, command
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(200)]
 
-EVERY = 20
+EVERY = 12
 SETTINGS = (
     *SMALL,
     f"checkpoint.every_steps={EVERY}",
@@ -68,10 +69,9 @@ def lose(popen: "subprocess.Popen[str]") -> None:
 
 def figures(run: Run) -> dict[str, float]:
     """What `status` knows of the standby, and the committed step."""
-    done = command(run, "status", "--json")
-    if done.returncode:
-        return {}
-    document: dict[str, Any] = json.loads(done.stdout)
+    answer = asking.ask(run.run, StatusRequest(), timeout_s=10.0)
+    assert isinstance(answer, Status)
+    document: dict[str, Any] = json.loads(answer.document)
     gauges = next((a["gauges"] for a in document["actors"] if a["role"] == "loader"), {})
     found = {
         name.partition(": ")[2]: value
@@ -116,7 +116,7 @@ def test_the_host_of_a_run_is_lost_and_no_step_is(start: Start, attach: Attach, 
     assert standby.returncode == 0, said
     assert f"goes on from step {last}" in said
 
-    steps = str(last + 8)
+    steps = str(last + 4)
     resumed = Run(python("run.py", "--resume", "--run", str(copy), "--steps", steps), copy)
     assert resumed.finish(120) == 0, resumed.story()
     made_again = [r for r in resumed.log("optimizer_shard/1") if "made again" in r["event"]]
