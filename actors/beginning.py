@@ -17,6 +17,7 @@ from actors import checkpoints, hardware, leftovers, planner, preparing, process
 from actors import topology as topologies
 from actors.data import rebuilding
 from actors.hardware import Hardware
+from actors.optimizer import notes as steps_noted
 from actors.rundir import RunDir, RunDirError
 from actors.supervisor import segments
 from actors.topology import Topology, TopologyError
@@ -183,6 +184,8 @@ def _lock(run: RunDir) -> int:
         lock = process.try_lock(run.launcher_lock)
     except OSError as error:
         raise RunDirError(f"{run.launcher_lock} cannot be opened: {error.strerror}") from error
+    if lock is None and (run.path / rundir.COPY).exists():
+        raise RunDirError(f"{run.path} is being kept by a standby; end its `run.py attach` first")
     if lock is None:
         raise RunDirError(
             f"{run.path} is being driven by another launcher; look at it with "
@@ -291,14 +294,16 @@ def _with_fire(topology: Topology, run: RunDir) -> Topology:
         raise RunDirError(f"--fire: {run.path} has no checkpoint yet; resume without it")
     try:
         files = [path.name for path in newest.iterdir()]
-        versions = [
-            about.version
+        versions = {
+            name: about.version
             for file in checkpoints.tensor_files(newest, files)
-            for about in file.parameters.values()
-        ]
+            for name, about in file.parameters.items()
+        }
+        after = min(versions.values())
+        noted = steps_noted.indexed(run.journal, after, lambda _why: None).reached(versions)
     except (OSError, checkpoints.CheckpointError) as error:
         raise RunDirError(f"--fire: {error}; resume without it") from error
-    step = max(versions) + 1
+    step = max(noted, *versions.values()) + 1
     if step > topology.steps:
         raise TopologyError(
             f"{run.topology}: --fire, but all {topology.steps} steps have been made; "

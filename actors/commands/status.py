@@ -15,6 +15,9 @@ from actors.commands import Refused, printing
 if TYPE_CHECKING:
     from actors.rundir import RunDir
 
+# A standby that has not asked for so long is mentioned.
+_SILENT_S = 5.0
+
 
 @click.command()
 @click.option(
@@ -128,6 +131,8 @@ def _show(document: dict[str, Any]) -> None:
     data = _data(document["actors"])
     if data:
         console.print(data, markup=False, soft_wrap=True)
+    for line in _standbys(document["actors"], document["step"]):
+        console.print(line, markup=False, soft_wrap=True)
     shown = Table(box=None, pad_edge=False)
     guests = {actor["host"] for actor in document["actors"]} - {os.uname().nodename}
     columns = (
@@ -181,6 +186,25 @@ def _data(actors: list[dict[str, Any]]) -> str:
         ]
         parts += [f"{what}: {', '.join(kinds)}"] if kinds else []
     return "data " + "; ".join(parts) if parts else ""
+
+
+def _standbys(actors: list[dict[str, Any]], committed: int) -> list[str]:
+    """How far copies on other hosts are, as the loader tells."""
+    gauges = next((a.get("gauges", {}) for a in actors if a["role"] == "loader"), {})
+    found: list[str] = []
+    for name in sorted(gauges):
+        who, _, what = name.partition(": ")
+        if what != "step" or not who.startswith("standby "):
+            continue
+        step, silent_s = int(gauges[name]), gauges.get(f"{who}: silent_s", 0.0)
+        parts = [f"holds step {step}, {max(0, committed - step)} behind"]
+        if step < 0:
+            parts = ["not complete yet; steps are noted from the next checkpoint on"]
+        parts += [f"{gauges.get(f'{who}: lacking_bytes', 0.0) / 1e6:,.1f} MB to come"]
+        parts += ["left"] if silent_s < 0 else []
+        parts += [f"silent for {silent_s:.0f} s"] if silent_s > _SILENT_S else []
+        found.append(f"{who}: {', '.join(parts)}")
+    return found
 
 
 def _row(actor: dict[str, Any]) -> list[str]:

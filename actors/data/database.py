@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from actors import journal
+from actors.data.copying import Copying
 
 FORMAT = 2
 Row = tuple[Any, ...]
@@ -152,24 +153,27 @@ class Database:
         if self._notes is not None and listed:
             self._changes.append((what, listed))
 
-    def note_in(self, directory: Path) -> None:
-        """Leave a copy of the file there, and note every further change beside it. Earlier copies
-        go. Raises `LedgerError`, `OSError`.
+    def note_in(self, directory: Path) -> Copying:
+        """Note every change from now on there, beside a copy of the file as it is now, which is
+        made on a thread of its own. Earlier copies go when it is whole.
+
+        Raises `LedgerError`, `OSError`.
         """
         names = [path.name for path in directory.iterdir()]
         earlier = {name: n for name in names if (n := journal.ledger_number(name)) is not None}
         number = 1 + max(earlier.values(), default=0)
         copy, notes = (directory / name for name in journal.ledger_names(number))
-        unfinished = directory / f"{copy.name}.tmp"
-        unfinished.unlink(missing_ok=True)
+        # What a reader has begun to look at does not change under it.
         with self.clear_errors():
-            self.connection.execute("VACUUM INTO ?", (str(unfinished),))
+            reader = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM facts").fetchone()
         if self._notes is not None:
             self._notes.close()
         self._notes = journal.Writer(notes)
-        unfinished.rename(copy)
-        for name in earlier:
-            (directory / name).unlink()
+        copying = Copying(reader, copy, [directory / name for name in earlier])
+        copying.start()
+        return copying
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.data.copying import Copying
 from actors.data.corpus import Corpus, SourceFile
 from actors.data.database import Database, LedgerError
 from actors.data.feed import Carry, Composition, Fact, Recorded, Shape
@@ -90,9 +91,9 @@ class Ledger:
         """Let go of the file."""
         self._base.close()
 
-    def note_in(self, directory: Path) -> None:
+    def note_in(self, directory: Path) -> Copying:
         """See `Database.note_in`."""
-        self._base.note_in(directory)
+        return self._base.note_in(directory)
 
     def __enter__(self) -> "Ledger":
         return self

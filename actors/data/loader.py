@@ -219,12 +219,12 @@ class Loader:
                 self._send_prompts(received.sender, request)
             case m.InviteRequest() as request:
                 self._invite(request)
-            case _ if received.role == "standby":
-                self._shelf.hear(received)
             case m.WorkerLog(records=records):
                 for record in records:
                     said = {**record, "actor": received.sender}
                     self._mailbox.send("telemetry", m.LogRecord(record=said))
+            case _ if received.role == "standby":
+                self._shelf.hear(received)
             case _:
                 self._learn(self._crew.hear(received, now))
 

@@ -4,7 +4,7 @@ Every reader of the same files finds the same step: the last one up to which eve
 noted, by all shards, however many there were. What was noted of later ones does not count.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +71,12 @@ class Index:
         return step
 
 
-def indexed(directory: Path, after: int, on_torn: OnTorn) -> Index:
+def indexed(
+    directory: Path,
+    after: int,
+    on_torn: OnTorn,
+    progress: Callable[[], object] = lambda: None,
+) -> Index:
     """Everything that was noted of the steps behind `after`. Raises `OSError`."""
     index = Index()
     paths = directory.iterdir() if directory.is_dir() else ()
@@ -82,6 +87,7 @@ def indexed(directory: Path, after: int, on_torn: OnTorn) -> Index:
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 on_torn(f"{found.path} was written by another release: {error}")
                 break
+            progress()
             where = found._replace(header=b"")
             if note.step <= after:
                 continue
@@ -105,11 +111,3 @@ def tensors_of(note: Moved, body: bytes) -> Iterator[tuple[Tensor, Array]]:
         count = int(np.prod(tensor.shape, dtype=np.int64))
         yield tensor, np.frombuffer(body, dtype, count, at).reshape(tensor.shape)
         at += count * dtype.itemsize
-
-
-def commits(paths: Iterable[Found]) -> Iterator[int]:
-    """Steps that these records commit."""
-    for found in paths:
-        note = note_of(found)
-        if isinstance(note, Committed):
-            yield note.step

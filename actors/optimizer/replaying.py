@@ -64,9 +64,7 @@ class Replay:
         """
         after = min(versions.values())
         try:
-            index = notes.indexed(
-                self._directory, after, lambda why: self._log.warning("journal cut", why=why)
-            )
+            index = notes.indexed(self._directory, after, self._cut, self._progress)
             upto = index.reached(versions)
             for step in range(after + 1, upto + 1):
                 self._step(state, index, step, last=step == upto)
@@ -84,6 +82,9 @@ class Replay:
                 updates=self._others,
             )
         return upto
+
+    def _cut(self, why: str) -> None:
+        self._log.warning("journal cut", why=why)
 
     def _step(self, state: State, index: Index, step: int, *, last: bool) -> None:
         behind = state.versions()

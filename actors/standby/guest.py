@@ -181,6 +181,11 @@ class Standby:
             self._watch()
         return False
 
+    @property
+    def step(self) -> int:
+        """The last step that a run could go on from here; -1: none yet."""
+        return self._copy.reach.step if self._mirror.startable else -1
+
     def _hear(self, received: Received) -> None:
         """An answer to what was asked last; others are of earlier questions."""
         self._heard_at, asked = self._clock.now(), self._question
@@ -216,9 +221,8 @@ class Standby:
         self._again = Deadline.after(self._clock, pause_s, "the next round")
 
     def _ask_what_is_there(self) -> None:
-        step, lacking = self._copy.reach.step, self._mirror.lacking_bytes
-        host = os.uname().nodename
-        self._ask(m.FilesRequest(host=host, step=step, lacking_bytes=lacking))
+        host, lacking = os.uname().nodename, self._mirror.lacking_bytes
+        self._ask(m.FilesRequest(host=host, step=self.step, lacking_bytes=lacking))
 
     def _ask(self, question: Message) -> None:
         self._question = question
@@ -231,12 +235,12 @@ class Standby:
         if self._lost != (silent_s > LOST_S):
             self._lost = not self._lost
             how = "no word from the run" if self._lost else "the run is heard again"
-            _say(f"{how}; this copy {held(self._copy.reach.step)}")
+            _say(f"{how}; this copy {held(self.step)}")
 
 
 def held(step: int) -> str:
     """What a copy is good for, in words."""
-    return "holds no checkpoint yet" if step < 0 else f"goes on from step {step}"
+    return "is not complete yet" if step < 0 else f"goes on from step {step}"
 
 
 def serve_remote(key: KeyFile, name: str, *, endpoint: str, directory: Path) -> int:
@@ -263,12 +267,12 @@ def _copied(key: KeyFile, name: str, endpoint: str, run: RunDir) -> int:
         role="standby",
         incarnation=int(datetime.datetime.now(datetime.UTC).timestamp() * 1000),
     )
-    copy = Copy(run)
     remote = Remote(endpoint or key.endpoint, key.curve(), channel=CHANNEL)
     with Mailbox(seat, (), remote=remote) as mailbox:
-        ended = Standby(mailbox, copy, MonotonicClock()).run()
+        standby = Standby(mailbox, Copy(run), MonotonicClock())
+        ended = standby.run()
         mailbox.send(CHANNEL, m.Goodbye(failed=""))
-    _say(f"{'the run has ended' if ended else 'left'}; this copy {held(copy.reach.step)}")
+    _say(f"{'the run has ended' if ended else 'left'}; this copy {held(standby.step)}")
     return 0
 
 

@@ -117,6 +117,12 @@ class Mirror:
             self._todo += [Remove(f"journal/{name}") for name in self._superseded(step)]
 
     @property
+    def startable(self) -> bool:
+        """Whether all is here that a run needs besides steps."""
+        ledgers = (held for held in self.held if held.endswith(".sqlite"))
+        return all(path in self.held for path in catalogue.SMALL) and any(ledgers)
+
+    @property
     def lacking_bytes(self) -> int:
         """What is there and not here."""
         return sum(

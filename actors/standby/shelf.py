@@ -19,6 +19,7 @@ from protocol.clock import Clock
 from protocol.errors import EndpointError
 
 if TYPE_CHECKING:
+    from actors.data.copying import Copying
     from protocol.transport import Received
 
 CHANNEL = "standby"
@@ -42,6 +43,7 @@ class Shelf:
             nth=1 + len(topology.actors.remote_ranks),
         )
         self._ledger: Ledger | None = None
+        self._copying: Copying | None = None
         self._heard: dict[str, float] = {}
 
     def open(self) -> None:
@@ -60,7 +62,7 @@ class Shelf:
         """
         self._ledger = ledger
         if self._run.journal.is_dir():
-            ledger.note_in(self._run.journal)
+            self._copying = ledger.note_in(self._run.journal)
 
     def invite(self, request: m.InviteRequest) -> m.Invitation:
         """Let a key in. From now on steps are noted. Raises `LedgerError`."""
@@ -71,7 +73,7 @@ class Shelf:
         try:
             self._run.journal.mkdir()
             if self._ledger is not None:
-                self._ledger.note_in(self._run.journal)
+                self._copying = self._ledger.note_in(self._run.journal)
         except OSError as error:
             return refusal(request, f"{self._run.journal} cannot be written: {error.strerror}")
         return answer
@@ -101,7 +103,11 @@ class Shelf:
                 pass
 
     def show(self) -> None:
-        """Since when nothing has been heard of whom."""
+        """Since when nothing has been heard of whom; what has gone wrong."""
+        if self._copying is not None and self._copying.failed:
+            why = self._copying.failed
+            self._mailbox.log.warning("no copy of the ledger for standbys", why=why)
+            self._copying = None
         now = self._clock.now()
         for name, heard in self._heard.items():
             self._mailbox.gauge(f"standby {name.partition('/')[2]}: silent_s", now - heard)

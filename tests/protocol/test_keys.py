@@ -119,7 +119,7 @@ def test_the_files_of_the_allow_list_decide_at_every_question(tmp_path: Path):
 @pytest.mark.parametrize(
     ("role", "label", "key", "complaint"),
     [
-        ("rollout", "attic", PUBLIC, "only data_worker or trainer can"),
+        ("rollout", "attic", PUBLIC, "only data_worker or trainer or standby can"),
         ("data_worker", "../attic", PUBLIC, "label"),
         ("data_worker", "a-b", PUBLIC, "label"),
         ("data_worker", "", PUBLIC, "label"),

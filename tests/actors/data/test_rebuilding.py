@@ -36,7 +36,7 @@ def test_every_change_is_made_again(run: RunDir):
     with Ledger(run.ledger) as ledger:
         ledger.bind_to({"seed": "1"})
         ledger.commit(composition(1), SHAPE)
-        ledger.note_in(run.journal)
+        ledger.note_in(run.journal).join()
         for step in range(2, 6):
             ledger.commit(composition(step, sample=step), SHAPE)
         ledger.quarantine(7, "crash: three deaths", 3)
@@ -57,7 +57,7 @@ def test_every_change_is_made_again(run: RunDir):
 
 def test_what_was_rolled_back_is_not_noted(run: RunDir):
     with Ledger(run.ledger) as ledger:
-        ledger.note_in(run.journal)
+        ledger.note_in(run.journal).join()
         ledger.commit(composition(1), SHAPE)
         with pytest.raises(Exception, match="twice"):
             ledger.commit(composition(2), SHAPE)
@@ -71,7 +71,7 @@ def test_what_was_rolled_back_is_not_noted(run: RunDir):
 def test_a_later_life_leaves_one_copy_of_its_own(run: RunDir):
     for life in (1, 2):
         with Ledger(run.ledger, incarnation=life) as ledger:
-            ledger.note_in(run.journal)
+            ledger.note_in(run.journal).join()
             ledger.commit(composition(life, sample=life), SHAPE)
     names = sorted(path.name for path in run.journal.iterdir())
     assert names == ["ledger-0002.journal", "ledger-0002.sqlite"]
@@ -81,16 +81,40 @@ def test_a_later_life_leaves_one_copy_of_its_own(run: RunDir):
     assert contents(run.ledger) == before
 
 
+def test_a_copy_shows_the_moment_in_which_it_was_begun(run: RunDir):
+    """However long it takes."""
+    with Ledger(run.ledger) as ledger:
+        ledger.commit(composition(1), SHAPE)
+        copying = ledger.note_in(run.journal)
+        for step in range(2, 40):
+            ledger.commit(composition(step, sample=step), SHAPE)
+        copying.join()
+    assert not copying.failed
+    before = contents(run.ledger)
+    run.ledger.unlink()
+    assert rebuild(run, nothing_torn)
+    assert contents(run.ledger) == before
+
+
+def test_a_copy_that_cannot_be_made_says_why(run: RunDir):
+    with Ledger(run.ledger) as ledger:
+        (run.journal / "ledger-0001.sqlite.tmp").mkdir()
+        copying = ledger.note_in(run.journal)
+        copying.join()
+    assert copying.failed
+    assert not (run.journal / "ledger-0001.sqlite").exists()
+
+
 def test_a_ledger_that_is_there_stays(run: RunDir):
     with Ledger(run.ledger) as ledger:
-        ledger.note_in(run.journal)
+        ledger.note_in(run.journal).join()
     (run.journal / "ledger-0001.sqlite").write_bytes(b"")
     assert not rebuild(run, nothing_torn)
 
 
 def test_a_torn_end_is_left_out_by_name(run: RunDir):
     with Ledger(run.ledger) as ledger:
-        ledger.note_in(run.journal)
+        ledger.note_in(run.journal).join()
         ledger.commit(composition(1), SHAPE)
         ledger.commit(composition(2, sample=1), SHAPE)
     run.ledger.unlink()
