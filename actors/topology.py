@@ -158,6 +158,7 @@ class CheckpointSpec(Table, frozen=True):
     every_steps: Count = 100
     keep_last: Count = 2
     keep_every: Steps = 0  # those of steps divisible by this stay as well; 0: none do
+    memory_every: Count = 1  # a standby resumes at every nth step, where codecs remember something
 
 
 class RecorderSpec(Table, frozen=True):

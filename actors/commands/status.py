@@ -190,7 +190,10 @@ def _data(actors: list[dict[str, Any]]) -> str:
 
 def _standbys(actors: list[dict[str, Any]], committed: int) -> list[str]:
     """How far copies on other hosts are, as the loader tells."""
-    gauges = next((a.get("gauges", {}) for a in actors if a["role"] == "loader"), {})
+    gauges: dict[str, float] = {}
+    for actor in actors:
+        if actor["role"] == "loader":
+            gauges = actor.get("gauges", gauges)
     found: list[str] = []
     for name in sorted(gauges):
         who, _, what = name.partition(": ")

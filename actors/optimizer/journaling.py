@@ -70,10 +70,13 @@ class Journal(NoJournal):
         shard: int,
         log: Log,
         memories: Sequence[CodecMemory] = (),
+        memory_every: int = 1,
     ) -> None:
-        """`saved`: the directory of checkpoints; `memories`: what codecs of all ranks remember."""
+        """`saved`: the directory of checkpoints; `memories`: what codecs of all ranks remember,
+        which is noted in every `memory_every`th step.
+        """
         self._directory, self._saved, self._shard, self._log = directory, saved, shard, log
-        self._memories = memories
+        self._memories, self._memory_every = memories, memory_every
         self._writer: Writer | None = None
         self.noted_bytes = 0
 
@@ -120,7 +123,7 @@ class Journal(NoJournal):
                 add("gradient", rank, str(number), array)
         for name, array in basis.items():
             add("basis", 0, name, array)
-        for rank, memory in enumerate(self._memories):
+        for rank, memory in enumerate(self._memories if self._whole(step) else ()):
             if memory.remembers(param) and memory.has(param, step):
                 for name, array in memory.read(param, step).items():
                     add("memory", rank, name, array)
@@ -137,13 +140,16 @@ class Journal(NoJournal):
 
     def committed(self, step: int, record: Mapping[str, Any]) -> None:
         """See `NoJournal`."""
-        self._append(Committed(step=step, record=dict(record)))
+        self._append(Committed(step=step, whole=self._whole(step), record=dict(record)))
 
     def close(self) -> None:
         """The end of this life."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _whole(self, step: int) -> bool:
+        return not self._memories or step % self._memory_every == 0
 
     def _append(self, note: Note, arrays: Sequence[Array] = ()) -> None:
         if self._writer is None:

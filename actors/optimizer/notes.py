@@ -47,6 +47,7 @@ class Committed(
     """Shard 0 commits `step`."""
 
     step: int
+    whole: bool  # nothing was left out of its moves that a run would need that goes on from here
     record: dict[str, Any]  # for metrics.jsonl
 
 
@@ -60,15 +61,17 @@ class Index:
 
     moves: dict[tuple[int, str], Found] = field(default_factory=dict[tuple[int, str], Found])
     commits: dict[int, Found] = field(default_factory=dict[int, Found])
+    whole: set[int] = field(default_factory=set[int])
 
     def reached(self, versions: Mapping[str, int]) -> int:
-        """The last step that can be made again when parameters are at `versions`."""
-        step = min(versions.values())
+        """The last step from which a run can go on when parameters are at `versions`."""
+        step = last = min(versions.values())
         while step + 1 in self.commits and all(
             version > step or (step + 1, name) in self.moves for name, version in versions.items()
         ):
             step += 1
-        return step
+            last = step if step in self.whole else last
+        return last
 
 
 def indexed(
@@ -95,6 +98,8 @@ def indexed(
                 index.moves[note.step, note.param] = where
             else:
                 index.commits[note.step] = where
+                if note.whole:
+                    index.whole.add(note.step)
     return index
 
 

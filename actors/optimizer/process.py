@@ -111,7 +111,8 @@ class _Life:
         )
         self._shard.checkpoints = self._checkpoints
         self._journal = Journal(
-            run.journal, run.checkpoints, seat.index, mailbox.log, self._memories
+            *(run.journal, run.checkpoints, seat.index, mailbox.log, self._memories),
+            memory_every=topology.checkpoint.memory_every,
         )
         self._journal.resume(self._state.committed)
         self._shard.journal = self._journal

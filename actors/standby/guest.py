@@ -105,25 +105,27 @@ class Copy:
         self._dirty.clear()
         for part in journal.parts_of(told):
             if part.shard == 0:
-                self.reach.committed(self._commits(part.name))
+                self.reach.committed(*self._commits(part.name))
 
     def scan(self) -> None:
         """Count what lies here at the beginning."""
         names = [path.name for path in self._run.journal.glob("*.journal")]
         for part in journal.parts_of(names):
             if part.shard == 0:
-                self.reach.committed(self._commits(part.name))
+                self.reach.committed(*self._commits(part.name))
 
-    def _commits(self, name: str) -> list[int]:
-        steps: list[int] = []
+    def _commits(self, name: str) -> tuple[set[int], set[int]]:
+        """Steps that are new there, and those of them that a run can go on from."""
+        steps, whole = set[int](), set[int]()
         path, start = self._run.journal / name, self._scanned.get(name, 0)
         # A record whose end is still to come is looked at again.
         for found in journal.records(path, lambda _why: None, start):
             note = notes.note_of(found)
             if isinstance(note, notes.Committed):
-                steps.append(note.step)
+                steps.add(note.step)
+                whole |= {note.step} if note.whole else set()
             self._scanned[name] = found.end
-        return steps
+        return steps, whole
 
     def _complete(self, step: int) -> bool:
         unfinished = checkpoints.unfinished_path(self._run.checkpoints, step)

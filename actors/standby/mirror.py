@@ -214,23 +214,27 @@ class Reach:
 
     saved: int = -1
     _commits: set[int] = field(default_factory=set[int])
+    _whole: set[int] = field(default_factory=set[int])
 
-    def committed(self, steps: Iterable[int]) -> None:
-        """The copy holds all that these steps need."""
+    def committed(self, steps: Iterable[int], whole: Iterable[int]) -> None:
+        """The copy holds all that these steps need; from those that are `whole` it goes on."""
         self._commits.update(step for step in steps if step > self.saved)
+        self._whole.update(step for step in whole if step > self.saved)
 
     def complete(self, step: int) -> None:
         """A checkpoint is complete."""
         self.saved = step
         self._commits = {commit for commit in self._commits if commit > step}
+        self._whole = {commit for commit in self._whole if commit > step}
 
     @property
     def step(self) -> int:
-        """The last step that it holds; -1: none yet."""
-        step = self.saved
+        """The last such step; -1: none yet."""
+        step = last = self.saved
         while step >= 0 and step + 1 in self._commits:
             step += 1
-        return step
+            last = step if step in self._whole else last
+        return last
 
 
 def held_files(sizes: Mapping[str, tuple[int, int]]) -> dict[str, Held]:

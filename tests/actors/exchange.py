@@ -204,7 +204,10 @@ class Exchange:
             if self.journal is not None:
                 if index in self.journals:
                     self.journals[index].close()
-                noted = Journal(self.journal, self.directory, index, self, self.remembered)
+                noted = Journal(
+                    *(self.journal, self.directory, index, self, self.remembered),
+                    memory_every=self.topology.checkpoint.memory_every,
+                )
                 noted.resume(state.committed)
                 shard.journal = self.journals[index] = noted
         shard.begin()

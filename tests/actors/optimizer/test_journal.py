@@ -70,6 +70,19 @@ def test_a_host_is_lost_and_no_step_is(tmp_path: Path, noting: Noting, settings:
     assert [found[step] for step in sorted(found)] == plain(*settings)
 
 
+def test_what_codecs_remember_may_be_noted_less_often(tmp_path: Path, noting: Noting):
+    """Then only some steps can be gone on from, and the bits are the same."""
+    (tmp_path / "journal").mkdir()
+    settings = ("steps=9", "checkpoint.every_steps=3", "optimizer.codec=int4_feedback")
+    exchange = noting(*settings, "checkpoint.memory_every=2")
+    until(exchange, 3)
+    exchange.settle()
+    until(exchange, 5)
+    again = noting(*settings, "checkpoint.memory_every=2")
+    assert again.shards[0].rounds.committed == 4
+    assert again.run() == plain(*settings)[-1]
+
+
 def test_without_an_invitation_nothing_is_noted(tmp_path: Path, noting: Noting):
     exchange = noting("steps=3", "checkpoint.every_steps=1")
     exchange.run()

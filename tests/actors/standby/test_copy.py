@@ -118,7 +118,7 @@ class Hosts:
         """Shard 0 has committed these."""
         writer = Writer(self.run.journal / Part(0, start, number).name)
         for step in steps:
-            writer.append(msgspec.msgpack.encode(Committed(step=step, record={"step": step})))
+            writer.append(msgspec.msgpack.encode(Committed(step=step, whole=True, record={})))
         writer.close()
 
 

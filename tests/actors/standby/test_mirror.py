@@ -209,11 +209,14 @@ def test_a_file_that_vanishes_is_not_waited_for():
 def test_a_copy_reaches_as_far_as_steps_follow_each_other():
     reach = Reach()
     assert reach.step == -1
-    reach.committed([19, 21, 22, 24])
+    steps = [19, 21, 22, 24]
+    reach.committed(steps, steps)
     assert reach.step == -1
     reach.complete(20)
     assert reach.step == 22
-    reach.committed([23])
+    reach.committed([23], [])
+    assert reach.step == 24
+    reach.committed([25], [])
     assert reach.step == 24
     reach.complete(40)
     assert reach.step == 40
