@@ -124,6 +124,11 @@ class Found(NamedTuple):
             return self._replace(header=file.read(self.header_bytes))
 
     @property
+    def begin(self) -> int:
+        """Where it begins."""
+        return self.at - self.header_bytes - _HEAD.size
+
+    @property
     def end(self) -> int:
         """Where the next record begins."""
         return self.at + self.body_bytes

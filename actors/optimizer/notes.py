@@ -4,6 +4,7 @@ Every reader of the same files finds the same step: the last one up to which eve
 noted, by all shards, however many there were. What was noted of later ones does not count.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,9 @@ class Index:
     moves: dict[tuple[int, str], Found] = field(default_factory=dict[tuple[int, str], Found])
     commits: dict[int, Found] = field(default_factory=dict[int, Found])
     whole: set[int] = field(default_factory=set[int])
+    # Of each file: where what is told of each step begins, in order; and where all ends.
+    begins: dict[Path, dict[int, int]] = field(default_factory=dict[Path, dict[int, int]])
+    ends: dict[Path, int] = field(default_factory=dict[Path, int])
 
     def reached(self, versions: Mapping[str, int]) -> int:
         """The last step from which a run can go on when parameters are at `versions`."""
@@ -84,6 +88,8 @@ def indexed(
     index = Index()
     paths = directory.iterdir() if directory.is_dir() else ()
     for part in journal.parts_of(path.name for path in paths):
+        begins = index.begins.setdefault(directory / part.name, {})
+        index.ends[directory / part.name] = 0
         for found in journal.records(directory / part.name, on_torn):
             try:
                 note = note_of(found)
@@ -91,6 +97,8 @@ def indexed(
                 on_torn(f"{found.path} was written by another release: {error}")
                 break
             progress()
+            begins.setdefault(note.step, found.begin)
+            index.ends[found.path] = found.end
             where = found._replace(header=b"")
             if note.step <= after:
                 continue
@@ -101,6 +109,18 @@ def indexed(
                 if note.whole:
                     index.whole.add(note.step)
     return index
+
+
+def cut(index: Index, upto: int, shards: Callable[[int], bool]) -> None:
+    """A run goes on behind step `upto`: what those `shards` have noted of later ones never was, and
+    must not be taken for what is to come. Raises `OSError`.
+    """
+    for path, end in index.ends.items():
+        part = journal.part_of(path.name)
+        later = (begin for step, begin in index.begins[path].items() if step > upto)
+        size = min(later, default=end)
+        if part is not None and shards(part.shard) and size < path.stat().st_size:
+            os.truncate(path, size)
 
 
 def note_of(found: Found) -> Note:

@@ -68,6 +68,7 @@ class Replay:
             upto = index.reached(versions)
             for step in range(after + 1, upto + 1):
                 self._step(state, index, step, last=step == upto)
+            notes.cut(index, upto, self._answers_for)
         except (OSError, NotFinite, msgspec.MsgspecError) as error:
             raise CheckpointError(
                 f"the journal in {self._directory} cannot be used: {error}; without it, the run "
@@ -82,6 +83,11 @@ class Replay:
                 updates=self._others,
             )
         return upto
+
+    def _answers_for(self, shard: int) -> bool:
+        """Whose files are this shard's to cut: there may have been more of them."""
+        many = self._topology.actors.optimizer_shards
+        return shard == self._shard or (self._shard == 0 and shard >= many)
 
     def _cut(self, why: str) -> None:
         self._log.warning("journal cut", why=why)

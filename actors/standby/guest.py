@@ -29,7 +29,6 @@ from protocol.messages import Message
 from protocol.transport import Received
 
 CHANNEL = "standby"
-PIECE_BYTES = 4 << 20
 # Between two rounds when nothing new was there.
 ROUND_S = 0.05
 # An answer that does not come is asked for again.
@@ -70,6 +69,12 @@ class Copy:
             case mirror.Begin(path=path):
                 self._unfinished(path).unlink(missing_ok=True)
                 self._scanned.pop(path, None)
+            case mirror.Cut(path=path, size=size):
+                os.truncate(root / path, size)
+                self._dirty.add(root / path)
+                self._scanned.clear()
+                self.reach.forget()
+                self.scan()
             case mirror.Finish(path=path, modified_ns=modified_ns):
                 unfinished = self._unfinished(path)
                 _sync(unfinished)
@@ -108,7 +113,7 @@ class Copy:
                 self.reach.committed(*self._commits(part.name))
 
     def scan(self) -> None:
-        """Count what lies here at the beginning."""
+        """Count the steps of all that lies here."""
         names = [path.name for path in self._run.journal.glob("*.journal")]
         for part in journal.parts_of(names):
             if part.shard == 0:
@@ -212,8 +217,8 @@ class Standby:
         """Do what can be done here, up to the next question."""
         while (instruction := self._mirror.next()) is not None:
             if isinstance(instruction, mirror.Fetch):
-                path, offset = instruction.path, instruction.offset
-                self._ask(m.PieceRequest(path=path, offset=offset, size=PIECE_BYTES))
+                fetch = instruction
+                self._ask(m.PieceRequest(path=fetch.path, offset=fetch.offset, size=fetch.size))
                 return
             whole = self._copy.act(instruction)
             if isinstance(instruction, mirror.Complete):

@@ -14,13 +14,17 @@ from actors import journal
 from actors.standby import catalogue
 from protocol.messages import FileFacts
 
+# What is asked for at once.
+PIECE_BYTES = 4 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Ask for the bytes of `path` from `offset` on."""
+    """Ask for `size` bytes of `path` from `offset` on, and not for what has been added since."""
 
     path: str
     offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,14 @@ class Begin:
     """What has been taken of `path` is of no use: let it be empty."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The run has gone on from before the end of `path`: what lies behind `size` never was."""
+
+    path: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class Remove:
     path: str
 
 
-Instruction = Fetch | Begin | Finish | Complete | Remove
+Instruction = Fetch | Begin | Cut | Finish | Complete | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +160,10 @@ class Mirror:
         path, held = file.path, self.held.get(file.path)
         if catalogue.kind_of(path) == "growing":
             size = 0 if held is None else held.size
-            if size > file.size and path == catalogue.METRICS:  # taken back, as after a resume
-                self.held.pop(path)
-                return Begin(path)
-            return Fetch(path, size) if size < file.size else None
+            if size > file.size:
+                self.held[path] = Held(file.size)
+                return Cut(path, file.size)
+            return self._fetch(path, size)
         if held is not None and (held.size, held.modified_ns) == (file.size, file.modified_ns):
             return None
         taken = self._taken.get(path)
@@ -159,10 +171,14 @@ class Mirror:
             self._taken[path] = Held(0, file.modified_ns)
             return Begin(path)
         if taken.size < file.size:
-            return Fetch(path, taken.size)
+            return self._fetch(path, taken.size)
         self.held[path] = self._taken.pop(path)
         self._todo += self._older_ledgers(path)
         return Finish(path, file.modified_ns)
+
+    def _fetch(self, path: str, offset: int) -> Fetch | None:
+        size = min(PIECE_BYTES, self._there[path].size - offset)
+        return Fetch(path, offset, size) if size > 0 else None
 
     def _of_checkpoint(self) -> Instruction | None:
         newer = {s for s in catalogue.steps_saved([*self._there]) if s > self.saved}
@@ -175,7 +191,7 @@ class Mirror:
             size = self._size(path)
             if size < self._there[path].size:
                 self._piece_due = False
-                return Fetch(path, size)
+                return self._fetch(path, size)
         self._piece_due = False
         return Complete(step)
 
@@ -220,6 +236,11 @@ class Reach:
         """The copy holds all that these steps need; from those that are `whole` it goes on."""
         self._commits.update(step for step in steps if step > self.saved)
         self._whole.update(step for step in whole if step > self.saved)
+
+    def forget(self) -> None:
+        """Something has been cut off: steps are to be counted again."""
+        self._commits.clear()
+        self._whole.clear()
 
     def complete(self, step: int) -> None:
         """A checkpoint is complete."""

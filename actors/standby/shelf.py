@@ -13,6 +13,7 @@ from actors.door import Door, refusal
 from actors.loop_async import AsyncMailbox
 from actors.rundir import RunDir
 from actors.standby import catalogue
+from actors.standby.mirror import PIECE_BYTES
 from actors.topology import Topology
 from protocol import messages as m
 from protocol.clock import Clock
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from protocol.transport import Received
 
 CHANNEL = "standby"
-MAX_PIECE_BYTES = 4 << 20
 # Checkpoints that are handed out: one that is being copied outlives the next.
 CHECKPOINTS = 2
 
@@ -92,7 +92,7 @@ class Shelf:
                 self._mailbox.send(CHANNEL, m.Files(files=tuple(self._files())), to=name)
             case m.PieceRequest(path=path, offset=offset, size=size):
                 self._heard[name] = self._clock.now()
-                found = self._piece(path, offset, min(size, MAX_PIECE_BYTES))
+                found = self._piece(path, offset, min(size, PIECE_BYTES))
                 piece = m.Piece(path=path, offset=offset)
                 self._mailbox.send(CHANNEL, piece, to=name, frames=[found])
             case m.Goodbye():

@@ -127,6 +127,24 @@ def test_a_hole_ends_what_can_be_made_again(tmp_path: Path, noting: Noting):
     assert reached() == {3}
 
 
+def test_what_was_noted_of_steps_that_never_were_is_cut_off(tmp_path: Path, noting: Noting):
+    """The run goes on from the middle; a third life must not take the first for the second."""
+    (tmp_path / "journal").mkdir()
+    settings = ("steps=20", "checkpoint.every_steps=10", "actors.optimizer_shards=2")
+    exchange = noting(*settings)
+    until(exchange, 10)
+    exchange.settle()
+    until(exchange, 18)
+    path = next(path for path in files(tmp_path) if path.name.startswith("shard-1-00000010"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    second = noting(*settings)
+    middle = second.shards[0].rounds.committed
+    assert 10 < middle < 17
+    until(second, middle + 1)
+    third = noting(*settings)
+    assert [shard.rounds.committed for shard in third.shards] == [middle + 1] * 2
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_end_is_left_out_by_name(tmp_path: Path, noting: Noting, damage: str):
     (tmp_path / "journal").mkdir()

@@ -163,6 +163,18 @@ def test_one_that_starts_anew_has_what_it_had(hosts: Hosts):
     assert hosts.standby.step == 25
 
 
+def test_steps_that_the_run_has_taken_back_do_not_count(hosts: Hosts):
+    hosts.save(20)
+    hosts.note(20, range(21, 26))
+    hosts.until_quiet()
+    assert hosts.standby.step == 25
+    path = hosts.run.journal / Part(0, 20, 1).name
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 5 * 3])
+    hosts.until_quiet()
+    assert hosts.standby.step == 23
+    assert contents(hosts.copy) == contents(hosts.run)
+
+
 def test_without_a_checkpoint_or_a_ledger_nothing_can_be_resumed(hosts: Hosts):
     hosts.note(20, range(21, 24))
     hosts.until_quiet()
