@@ -114,10 +114,10 @@ def resume(wanted: Wanted, found: Hardware) -> Begun:
         if wanted.fire:
             topology = _with_fire(topology, run)
         _check_data(topology, str(run.topology))
+        rebuilding.rebuild(run, notes.append)
     except (TopologyError, RunDirError):
         os.close(lock)
         raise
-    rebuilding.rebuild(run, notes.append)
     leftovers.clear(run)
     (run.path / rundir.COPY).unlink(missing_ok=True)
     if anew:

@@ -68,7 +68,6 @@ class Copy:
         match instruction:
             case mirror.Begin(path=path):
                 self._unfinished(path).unlink(missing_ok=True)
-                self._scanned.pop(path, None)
             case mirror.Cut(path=path, size=size):
                 os.truncate(root / path, size)
                 self._dirty.add(root / path)
@@ -85,7 +84,7 @@ class Copy:
             case mirror.Remove(path=path):
                 shutil.rmtree(root / path, ignore_errors=True)
                 (root / path).unlink(missing_ok=True)
-                self._scanned.pop(path, None)
+                self._scanned.pop(path.rpartition("/")[2], None)
             case mirror.Complete(step=step):
                 return self._complete(step)
             case mirror.Fetch():
@@ -96,10 +95,11 @@ class Copy:
         """Bytes of a file from `offset` on."""
         file = self._unfinished(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("r+b" if file.exists() else "xb") as out:
+        known = file.exists()
+        with file.open("r+b" if known else "xb") as out:
             out.seek(offset)
             out.write(piece)
-        self._dirty.add(file)
+        self._dirty |= {file} if known else {file, file.parent}
 
     def settle(self) -> None:
         """What has been taken is on disk; the steps that it tells of count."""

@@ -32,6 +32,8 @@ from tests.benchmarks.graph import (
 
 WAYS = ("alone", "noted", "attached")
 LOOK_S = 0.1
+# A copy that is further behind is not looked at.
+LOST_S = 20.0
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
             "way": way,
             "step, s": spread([one[0] for one in each]),
             "noted a step, MB": spread([one[1] / 1e6 for one in each]),
-            "steps behind": spread([one[2] for one in each]),
+            "behind, s": spread([one[2] for one in each]),
             "up a step, MB": spread([one[3] / 1e6 for one in each]),
         }
         for way, each in found.items()
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def once(way: str, steps: int, every: int) -> tuple[float, float, float, float]:
-    """Seconds of a step, bytes noted of one, steps the copy is behind, bytes up of one."""
+    """Seconds of a step, bytes noted of one, seconds the copy is behind, bytes up of one."""
     every_steps = ("--set", f"checkpoint.every_steps={every}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -70,7 +72,9 @@ def once(way: str, steps: int, every: int) -> tuple[float, float, float, float]:
         behind: list[float] = []
         noted: list[tuple[int, float]] = []
         while run.process.poll() is None and run.newest_step() < steps - 1:
-            look(run, behind, noted, after=every)
+            look(run, noted, after=every)
+            if way == "attached" and noted:
+                behind += lag(run, directory / "copy")
             time.sleep(LOOK_S)
         records = run.metrics()[every + 1 :]
         run.finish()
@@ -110,22 +114,29 @@ def run_py(*arguments: Sequence[str] | str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def look(run: Run, behind: list[float], noted: list[tuple[int, float]], *, after: int) -> None:
-    """Add what the supervisor knows now."""
+def look(run: Run, noted: list[tuple[int, float]], *, after: int) -> None:
+    """Add how many bytes have been noted by now."""
     try:
         answer = asking.ask(run.run, StatusRequest())
     except asking.Unanswered:
         return
     assert isinstance(answer, Status)
     document = json.loads(answer.document)
-    gauges = {actor["name"]: actor.get("gauges", {}) for actor in document["actors"]}
-    step = document["step"]
-    written = sum(found.get("noted_bytes", 0.0) for found in gauges.values())
-    if written and step > after:
-        noted.append((step, written))
-    held = gauges.get("loader", {}).get("standby vault-0: step", -1.0)
-    if held > after:
-        behind.append(step - held)
+    written = sum(actor.get("gauges", {}).get("noted_bytes", 0.0) for actor in document["actors"])
+    if written and document["step"] > after:
+        noted.append((document["step"], written))
+
+
+def lag(run: Run, copy: Path) -> list[float]:
+    """Seconds until what is noted now is in the copy; nothing when the run is over meanwhile."""
+    newest = max(run.run.journal.glob("shard-0-*.journal"))
+    size, began = newest.stat().st_size, time.monotonic()
+    there = copy / "journal" / newest.name
+    while not there.exists() or there.stat().st_size < size:
+        if time.monotonic() - began > LOST_S or run.process.poll() is not None:
+            return []
+        time.sleep(0.002)
+    return [time.monotonic() - began]
 
 
 if __name__ == "__main__":
