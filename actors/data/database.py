@@ -163,6 +163,7 @@ class Database:
         earlier = {name: n for name in names if (n := journal.ledger_number(name)) is not None}
         number = 1 + max(earlier.values(), default=0)
         copy, notes = (directory / name for name in journal.ledger_names(number))
+        noting = journal.Writer(notes)
         # What a reader has begun to look at does not change under it.
         with self.clear_errors():
             reader = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -170,7 +171,7 @@ class Database:
             reader.execute("SELECT count(*) FROM facts").fetchone()
         if self._notes is not None:
             self._notes.close()
-        self._notes = journal.Writer(notes)
+        self._notes = noting
         copying = Copying(reader, copy, [directory / name for name in earlier])
         copying.start()
         return copying

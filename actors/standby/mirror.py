@@ -90,7 +90,8 @@ class Mirror:
     def told(self, files: Iterable[FileFacts]) -> None:
         """A round begins: this is there."""
         self._there = {file.path: file for file in files if not self._needless(file.path)}
-        self._due = catalogue.ordered(p for p in self._there if catalogue.step_of(p) < 0)
+        due = (path for path in self._there if catalogue.step_of(path) < 0)
+        self._due = catalogue.ordered(path for path in due if not self._early(path))
         self._piece_due = True
         for path in [*self._taken]:
             if path not in self._there:
@@ -111,7 +112,7 @@ class Mirror:
         return self._of_checkpoint() if self._piece_due else None
 
     def took(self, path: str, nbytes: int) -> None:
-        """So many bytes have come, and been written. None: it is gone, or shorter than was said."""
+        """So many bytes have come, and been written. 0: it is gone, or shorter than was said."""
         if not nbytes:
             self._due = [due for due in self._due if due != path]
             self._taken.pop(path, None)
@@ -150,6 +151,17 @@ class Mirror:
         name = path.rpartition("/")[2]
         saved = -1 < catalogue.step_of(path) <= self.saved
         return saved or bool(journal.superseded([name], self.saved))
+
+    def _early(self, path: str) -> bool:
+        """Whether it tells of steps whose composition is in a ledger that is still to come: the
+        notes of a loader's new life are there at once, the copy that they go on from is not.
+        """
+        if journal.part_of(path.rpartition("/")[2]) is None:
+            return False
+        ledgers = (journal.ledger_number(other.rpartition("/")[2]) for other in self._there)
+        newest = max((number for number in ledgers if number is not None), default=None)
+        copy = "" if newest is None else f"journal/{journal.ledger_names(newest)[0]}"
+        return bool(copy) and copy not in self._there and copy not in self.held
 
     def _size(self, path: str) -> int:
         both = self.held.get(path, Held(0)), self._taken.get(path, Held(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors import checkpoints
-from actors.data.ledger import Ledger
+from actors.data.database import LedgerError
 from actors.door import Door, refusal
 from actors.loop_async import AsyncMailbox
 from actors.rundir import RunDir
@@ -21,6 +21,7 @@ from protocol.errors import EndpointError
 
 if TYPE_CHECKING:
     from actors.data.copying import Copying
+    from actors.data.ledger import Ledger
     from protocol.transport import Received
 
 CHANNEL = "standby"
@@ -55,7 +56,7 @@ class Shelf:
         except EndpointError as error:
             self._mailbox.log.error("no standby can return", why=str(error))  # noqa: TRY400
 
-    def serve(self, ledger: Ledger) -> None:
+    def serve(self, ledger: "Ledger") -> None:
         """The ledger holds its corpus: where steps are noted, so are its changes from now on.
 
         Raises `LedgerError`, `OSError`.
@@ -65,17 +66,16 @@ class Shelf:
             self._copying = ledger.note_in(self._run.journal)
 
     def invite(self, request: m.InviteRequest) -> m.Invitation:
-        """Let a key in. From now on steps are noted. Raises `LedgerError`."""
-        noted = self._run.journal.is_dir()
+        """Let a key in. From the next checkpoint on steps are noted."""
         answer = self._door.invite(request)
-        if noted or answer.refused:
+        if answer.refused or self._copying is not None:
             return answer
         try:
-            self._run.journal.mkdir()
+            self._run.journal.mkdir(exist_ok=True)
             if self._ledger is not None:
                 self._copying = self._ledger.note_in(self._run.journal)
-        except OSError as error:
-            return refusal(request, f"{self._run.journal} cannot be written: {error.strerror}")
+        except (OSError, LedgerError) as error:
+            return refusal(request, f"{self._run.journal} cannot be written: {error}")
         return answer
 
     def hear(self, received: "Received") -> None:
@@ -107,7 +107,7 @@ class Shelf:
         if self._copying is not None and self._copying.failed:
             why = self._copying.failed
             self._mailbox.log.warning("no copy of the ledger for standbys", why=why)
-            self._copying = None
+            self._copying = None  # the next invitation tries again
         now = self._clock.now()
         for name, heard in self._heard.items():
             self._mailbox.gauge(f"standby {name.partition('/')[2]}: silent_s", now - heard)

@@ -175,6 +175,18 @@ def test_an_older_ledger_goes_when_the_newer_is_whole():
     assert sorted(two.removed()) == sorted(first)
 
 
+def test_steps_wait_for_the_ledger_that_they_are_composed_in():
+    """A loader's new life begins with a copy of its ledger, which takes a moment."""
+    two = Two()
+    two.put("journal/ledger-0002.journal", 5)
+    two.put(part(0, 20), 5)
+    two.until_quiet()
+    assert part(0, 20) not in two.here.held
+    two.put("journal/ledger-0002.sqlite", 5)
+    two.until_quiet()
+    assert two.here.held[part(0, 20)].size == 5
+
+
 def test_one_that_starts_anew_goes_on_from_what_it_has():
     held = mirror.held_files(
         {part(0, 20): (7, 0), saved(40, "a"): (5, 0), "topology.toml": (9, 3), "notes.txt": (1, 1)}
