@@ -4,12 +4,14 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors import journal
 from tests.actors.exchange import Exchange, Letter, PostOffice, tiny
 from tests.actors.optimizer.test_codecs_in_exchange import plain
+from tests.actors.optimizer.test_elastic import elastic, lose
 from tests.actors.optimizer.test_everything import EVERY, disturb, lossy
 
 Noting = Callable[..., Exchange]
@@ -20,12 +22,12 @@ def noting(tmp_path: Path) -> Iterator[Noting]:
     """A run with these settings; all that it keeps on disk lies in `tmp_path`."""
     made: list[Exchange] = []
 
-    def begin(*settings: str, tamper: Callable[[Letter], list[Letter]] | None = None) -> Exchange:
+    def begin(
+        *settings: str, tamper: Callable[[Letter], list[Letter]] | None = None, **more: Any
+    ) -> Exchange:
         office = PostOffice() if tamper is None else PostOffice(tamper=tamper)
-        directory = tmp_path / "saved"
-        made.append(
-            Exchange(tiny(*settings), office, directory=directory, journal=tmp_path / "journal")
-        )
+        places = {"directory": tmp_path / "saved", "journal": tmp_path / "journal"}
+        made.append(Exchange(tiny(*settings), office, **places, **more))
         return made[-1]
 
     yield begin
@@ -81,6 +83,27 @@ def test_what_codecs_remember_may_be_noted_less_often(tmp_path: Path, noting: No
     again = noting(*settings, "checkpoint.memory_every=2")
     assert again.shards[0].rounds.committed == 4
     assert again.run() == plain(*settings)[-1]
+
+
+def test_who_was_missing_is_missing_again(tmp_path: Path, noting: Noting):
+    """Steps that went on without a trainer are made again without it, and say so."""
+    (tmp_path / "journal").mkdir()
+    settings = ("actors.trainers=2", "checkpoint.every_steps=3", "steps=9", "elastic=true")
+    exchange = noting(*settings, "supervision.gone_s=0.1", attendance=elastic)
+    until(exchange, 3)
+    exchange.settle()
+    until(exchange, 4)
+    lose(exchange, 1)
+    for _ in range(200):
+        exchange.turn()
+        if exchange.shards[0].rounds.committed >= 7:
+            break
+    records = exchange.records()
+    assert records[-1]["step"] >= 7
+    assert "absent" in records[-1]
+    again = noting(*settings, attendance=elastic)
+    assert again.records() == records
+    assert "another kind of host" not in str(again.events)
 
 
 def test_without_an_invitation_nothing_is_noted(tmp_path: Path, noting: Noting):
