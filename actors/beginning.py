@@ -300,7 +300,7 @@ def _with_fire(topology: Topology, run: RunDir) -> Topology:
             for name, about in file.parameters.items()
         }
         after = min(versions.values())
-        noted = steps_noted.indexed(run.journal, after, lambda _why: None).reached(versions)
+        noted = steps_noted.indexed(run.journal, after, lambda _why: None).reached(versions, after)
     except (OSError, checkpoints.CheckpointError) as error:
         raise RunDirError(f"--fire: {error}; resume without it") from error
     step = max(noted, *versions.values()) + 1

@@ -67,9 +67,11 @@ class Index:
     begins: dict[Path, dict[int, int]] = field(default_factory=dict[Path, dict[int, int]])
     ends: dict[Path, int] = field(default_factory=dict[Path, int])
 
-    def reached(self, versions: Mapping[str, int]) -> int:
-        """The last step from which a run can go on when parameters are at `versions`."""
-        step = last = min(versions.values())
+    def reached(self, versions: Mapping[str, int], committed: int) -> int:
+        """The last step from which a run can go on when parameters are at `versions`, which is
+        `committed` or later.
+        """
+        step = last = committed
         while step + 1 in self.commits and all(
             version > step or (step + 1, name) in self.moves for name, version in versions.items()
         ):

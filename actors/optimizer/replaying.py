@@ -62,21 +62,19 @@ class Replay:
         """Move `state`, whose parameters are at `versions` like those of other shards; the step it
         is committed at then. Raises `CheckpointError`.
         """
-        after = min(versions.values())
         try:
-            index = notes.indexed(self._directory, after, self._cut, self._progress)
-            upto = index.reached(versions)
-            for step in range(after + 1, upto + 1):
+            index = notes.indexed(self._directory, committed, self._cut, self._progress)
+            upto = index.reached(versions, committed)
+            for step in range(committed + 1, upto + 1):
                 self._step(state, index, step, last=step == upto)
-            notes.cut(index, upto, self._answers_for)
+            notes.cut(index, max(upto, *versions.values()), self._answers_for)
         except (OSError, NotFinite, msgspec.MsgspecError) as error:
             raise CheckpointError(
                 f"the journal in {self._directory} cannot be used: {error}; without it, the run "
                 "goes on from its last checkpoint"
             ) from error
-        if upto == after:
-            return committed
-        self._log.info("steps made again from the journal", after=after, upto=upto)
+        if upto > committed:
+            self._log.info("steps made again from the journal", after=committed, upto=upto)
         if self._others:
             self._log.warning(
                 "another kind of host: what was made again differs in its last bits",

@@ -183,7 +183,7 @@ class Standby:
                 self._ask(self._question)
             for received in self._mailbox.receive(ROUND_S):
                 if isinstance(received.message, m.Stop):
-                    return True
+                    return received.role == "loader"  # and not our own mailbox
                 self._hear(received)
             self._watch()
         return False

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from actors import journal
+from actors.journal import Found
+from actors.optimizer import notes
 from tests.actors.exchange import Exchange, Letter, PostOffice, tiny
 from tests.actors.optimizer.test_codecs_in_exchange import plain
 from tests.actors.optimizer.test_elastic import elastic, lose
@@ -70,6 +72,19 @@ def test_a_host_is_lost_and_no_step_is(tmp_path: Path, noting: Noting, settings:
         assert "another kind of host" not in str(exchange.events)
         reached = exchange.shards[0].rounds.committed
     assert [found[step] for step in sorted(found)] == plain(*settings)
+
+
+def test_a_step_needs_all_moves_and_its_commit():
+    index = notes.Index()
+    somewhere = Found(Path("j"), b"", 0, 0, 0)
+    index.commits |= dict.fromkeys((10, 11, 12), somewhere)
+    index.whole |= {10, 11, 12}
+    index.moves |= dict.fromkeys(((11, "a"), (11, "b"), (12, "a")), somewhere)
+    assert index.reached({"a": 10, "b": 10}, 10) == 11
+    # A checkpoint that a stop has made: all of step 10, not committed, and some of step 11.
+    assert index.reached({"a": 10, "b": 11}, 9) == 11
+    assert index.reached({"a": 11, "b": 12}, 10) == 12
+    assert index.reached({"a": 8, "b": 8}, 8) == 8
 
 
 def test_what_codecs_remember_may_be_noted_less_often(tmp_path: Path, noting: Noting):
