@@ -82,6 +82,7 @@ class Writer:
     def __init__(self, path: Path) -> None:
         """Raises `OSError`, also when the file exists."""
         self._file = path.open("xb")
+        self.path = path
 
     def append(self, header: bytes, body: Sequence[Buffer] = ()) -> None:
         """Raises `OSError`: then nothing may be appended any more."""

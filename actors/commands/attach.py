@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +90,7 @@ def attach(
     """Join the run at ENDPOINT (tcp://HOST:PORT) with data workers, a trainer, or a standby, of
     this host.
     """
-    from actors import process
+    from actors import process, temporary
 
     key = _usable_key(endpoint, key_file, role)
     if key.role != "data_worker" and count > 1:
@@ -111,10 +110,10 @@ def attach(
         )
     try:
         _knock(endpoint, key)
-        with tempfile.TemporaryDirectory(prefix="trireme-attach-") as directory:
+        with temporary.directory("attach") as directory:
             places = {"trainer": device, "standby": str((run_dir or Path()).absolute())}
             place = places.get(key.role, pool)
-            host = Host(endpoint, key, key_file.resolve(), place, Path(directory))
+            host = Host(endpoint, key, key_file.resolve(), place, directory)
             sys.exit(host.look_after(count))
     finally:
         os.close(lock)

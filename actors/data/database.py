@@ -157,13 +157,14 @@ class Database:
         """Note every change from now on there, beside a copy of the file as it is now, which is
         made on a thread of its own. Earlier copies go when it is whole.
 
-        Raises `LedgerError`, `OSError`.
+        Raises `LedgerError`.
         """
-        names = [path.name for path in directory.iterdir()]
-        earlier = {name: n for name in names if (n := journal.ledger_number(name)) is not None}
-        number = 1 + max(earlier.values(), default=0)
-        copy, notes = (directory / name for name in journal.ledger_names(number))
-        noting = journal.Writer(notes)
+        with _noting(directory):
+            names = [path.name for path in directory.iterdir()]
+            earlier = {name: n for name in names if (n := journal.ledger_number(name)) is not None}
+            number = 1 + max(earlier.values(), default=0)
+            copy, notes = (directory / name for name in journal.ledger_names(number))
+            noting = journal.Writer(notes)
         # What a reader has begun to look at does not change under it.
         with self.clear_errors():
             reader = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -193,8 +194,10 @@ class Database:
                 raise
 
     def _note(self) -> None:
+        """A ledger that has gone on without its notes would mislead whoever copies both."""
         if self._notes is not None and self._changes:
-            self._notes.append(msgspec.msgpack.encode(self._changes))
+            with _noting(self._notes.path):
+                self._notes.append(msgspec.msgpack.encode(self._changes))
 
     def _check_owner(self) -> None:
         owner = int(self.fact("incarnation") or -1)
@@ -232,3 +235,14 @@ class Database:
             f"{self._path} is damaged ({' '.join(what.split())}); restore it from a copy, or "
             "start a new run with --run; `sqlite3 FILE .recover` saves what can be read"
         )
+
+
+@contextlib.contextmanager
+def _noting(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(
+            f"{path}, which a standby copies, cannot be written: {error.strerror or error}; free "
+            "space on its disk, then run again with --resume"
+        ) from error

@@ -59,7 +59,7 @@ class Shelf:
     def serve(self, ledger: "Ledger") -> None:
         """The ledger holds its corpus: where steps are noted, so are its changes from now on.
 
-        Raises `LedgerError`, `OSError`.
+        Raises `LedgerError`.
         """
         self._ledger = ledger
         if self._run.journal.is_dir():

@@ -1,11 +1,15 @@
 """The ledger made again elsewhere knows all that the one it was copied from knew."""
 
+import errno
+import os
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from actors import rundir
+from actors import journal, rundir
+from actors.data.database import LedgerError
 from actors.data.feed import Shape
 from actors.data.ledger import Ledger
 from actors.data.rebuilding import rebuild
@@ -103,6 +107,28 @@ def test_a_copy_that_cannot_be_made_says_why(run: RunDir):
         copying.join()
     assert copying.failed
     assert not (run.journal / "ledger-0001.sqlite").exists()
+
+
+def test_notes_that_cannot_be_written_stop_the_run_in_words(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+):
+    """A copy of a ledger that has gone on without its notes would mislead whoever holds both."""
+    with Ledger(run.ledger) as ledger:
+        ledger.note_in(run.journal).join()
+        ledger.commit(composition(1), SHAPE)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(journal.Writer, "append", full)
+        with pytest.raises(LedgerError, match="No space left on device; free space on its disk"):
+            ledger.commit(composition(2, sample=1), SHAPE)
+    shutil.rmtree(run.journal)
+    with (
+        Ledger(run.ledger, incarnation=1) as again,
+        pytest.raises(LedgerError, match="journal, which a standby copies, cannot be written"),
+    ):
+        again.note_in(run.journal)
 
 
 def test_a_ledger_that_is_there_stays(run: RunDir):
