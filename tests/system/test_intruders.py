@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 # Legitimate words of operators, and of workers, who may come unannounced.
 WELCOME = (m.StopRequest, m.KillRequest, m.InviteRequest, m.StatusRequest)
 WELCOME_GUESTS = (m.JoinPool, m.LeaseRequest, m.Goodbye)
+WELCOME_STANDBYS = (m.FilesRequest, m.PieceRequest, m.Goodbye)
 GARBAGE = (
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     b"\x00" * 300,
@@ -102,26 +103,26 @@ def strangers_at(endpoint: str, seed: int) -> None:
     says(endpoint, replayed("data_worker/7", 0, but=WELCOME_GUESTS), b"data_worker/7#0")
 
 
-def at_the_door(endpoint: str, key: KeyFile) -> None:
-    """Over tcp: no keys, unknown keys, an invited worker's key with words that are not its own."""
+def at_the_door(key: KeyFile, welcome: tuple[type, ...]) -> None:
+    """Over tcp: no keys, unknown keys, an invited host's key with words that are not its own."""
+    endpoint, own = key.endpoint, f"{key.role}/{key.label}-0"
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     raw(socket.AF_INET, (host, int(port)))
     says(endpoint, replayed("trainer/0", 1, but=()), b"trainer/0#1")
     server = key.server_key.encode()
     public, secret = (text.encode() for text in new_keypair())
     stranger = {"serverkey": server, "publickey": public, "secretkey": secret}
-    says(endpoint, replayed("data_worker/guest-0", 1, but=()), b"data_worker/guest-0#1", **stranger)
+    says(endpoint, replayed(own, 1, but=()), f"{own}#1".encode(), **stranger)
     guest = stranger | {
         "publickey": key.public_key.encode(),
         "secretkey": key.secret_key.encode(),
     }
-    for name in ("trainer/0", "supervisor", "data_worker/other-0", "operator/1"):
-        said = replayed(name, 1, but=WELCOME_GUESTS)
+    for name in ("trainer/0", "supervisor", f"{key.role}/other-0", "operator/1"):
+        said = replayed(name, 1, but=welcome)
         says(endpoint, said, f"{name}#1".encode(), **guest)
-    own = "data_worker/guest-0"
-    says(endpoint, replayed(own, 5, but=WELCOME_GUESTS), b"data_worker/guest-0#5", **guest)
-    says(endpoint, replayed(own, 4, but=WELCOME_GUESTS), b"data_worker/guest-0#4", **guest)
-    says(endpoint, mutated(random.Random(1)), b"data_worker/guest-0#5", **guest)
+    for life in (5, 4):
+        says(endpoint, replayed(own, life, but=welcome), f"{own}#{life}".encode(), **guest)
+    says(endpoint, mutated(random.Random(1)), f"{own}#5".encode(), **guest)
 
 
 def test_nobody_gets_in_and_the_run_does_not_notice(
@@ -129,18 +130,22 @@ def test_nobody_gets_in_and_the_run_does_not_notice(
 ):
     run = start("--steps", "100000", "--set", 'remote.host="127.0.0.1"')
     run.until(lambda: run.step() >= 1, 120, "the first step")
-    invited = command(run, "invite", "--label", "guest", "--out", str(tmp_path / "guest.key"))
-    assert invited.returncode == 0, invited.stderr
-    key = KeyFile.read(tmp_path / "guest.key")
+    keys: dict[str, KeyFile] = {}
+    for role in ("data_worker", "standby"):
+        file = tmp_path / f"{role}.key"
+        invited = command(run, "invite", "--role", role, "--label", "guest", "--out", str(file))
+        assert invited.returncode == 0, invited.stderr
+        keys[role] = KeyFile.read(file)
 
     sockets = sorted(path for path in run.run.socket_dir.iterdir() if path.is_socket())
     names = {path.name.partition(".")[0] for path in sockets}
-    assert set(CHANNELS) - {"remote", "rank"} <= names
+    assert set(CHANNELS) - {"remote", "rank", "standby"} <= names
     for seed, path in enumerate(sockets):
         raw(socket.AF_UNIX, str(path))
         if path.name.partition(".")[0] in CHANNELS:
             strangers_at(f"ipc://{path}", seed)
-    at_the_door(key.endpoint, key)
+    at_the_door(keys["data_worker"], WELCOME_GUESTS)
+    at_the_door(keys["standby"], WELCOME_STANDBYS)
 
     document = json.loads(command(run, "status", "--json").stdout)
     assert document["actors"], run.story()
