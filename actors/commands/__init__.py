@@ -4,6 +4,7 @@ Each command is a module of this package with a click command of the same name, 
 is called, so that `--help` is quick and a command costs only what it needs.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -30,6 +31,10 @@ COMMANDS = {
     "simulate": "Look for broken rules in thousands of simulated runs full of trouble.",
     "doctor": "Check this machine.",
 }
+
+
+# Of writing to what is open already: of a full disk, a quota, a limit, a device that fails.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(click.Group):
@@ -86,6 +91,11 @@ def call() -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough
+        return 1
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        Failed(f"what is printed cannot be written: {error.strerror}").show()
         return 1
     finally:
         try:

@@ -1,6 +1,7 @@
 """What cannot be answered is refused in words, at once; runs that lack a file are looked at."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from actors import asking, rundir, topology
 from actors.asking import Unanswered
 from actors.commands import main
 from protocol.messages import Message
+from tests.harness import ROOT, python
 
 
 def call(*arguments: str) -> Result:
@@ -32,6 +34,17 @@ def test_what_cannot_be_simulated_is_refused(arguments: list[str], words: str):
     result = call(*arguments)
     assert result.exit_code == 2, result.output
     assert words in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("--help",), ("plan", "--topology", "config_b")])
+def test_output_that_cannot_be_written_is_said_in_words(arguments: tuple[str, ...]):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            python("run.py", *arguments), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "what is printed cannot be written: No space left on device\n"
 
 
 def test_chaos_that_strikes_nobody_is_refused_before_anything_runs(tmp_path: Path):
