@@ -15,11 +15,13 @@ import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from typing import TYPE_CHECKING
 
 from protocol.errors import SegmentError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
 
 SHM_DIR = Path("/dev/shm")  # noqa: S108 - files are 0600 and opened with O_EXCL or O_NOFOLLOW
 # A fifth of a second of the kernel's work, or less.
@@ -43,8 +45,12 @@ class Segment:
         self._mapping = mapping
         self._closed = False
 
-    def array(self, dtype: DTypeLike, shape: Sequence[int], offset: int = 0) -> NDArray[np.generic]:
+    def array(
+        self, dtype: "DTypeLike", shape: Sequence[int], offset: int = 0
+    ) -> "NDArray[np.generic]":
         """A writable view, without copying. `offset` in bytes. Raises `SegmentError`."""
+        import numpy as np  # a supervisor only makes and removes segments, and is to start quickly
+
         if self._closed:
             raise SegmentError(f"segment {self.name} has been closed by this process")
         kind = np.dtype(dtype)

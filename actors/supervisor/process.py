@@ -88,7 +88,7 @@ class Supervisor:
         self.completed: tuple[int, str] | None = None  # last step, its weights_digest
         self.ready = False  # `supervision` exists
         self._told_to_stop = self._told_not_to_wait = False
-        self._segments: dict[str, int] = {}  # names and bytes, once it has taken over
+        self._segments: dict[str, int] = {}  # names and bytes, once somebody was forked
         self._ticked_at = 0.0
         self._pulse_at = 0.0
 
@@ -152,8 +152,6 @@ class Supervisor:
         )
         self.ready = True
         self.sweep()
-        self._segments = self.around.segments(self.run.run_id, self.topology)
-        segments.make(self._segments, self._show_pulse)
         living = [actor for actor in self.supervision.actors.values() if actor.who is not None]
         self.log.info("supervisor started", adopted=[actor.name for actor in living])
         for actor in living:
@@ -239,8 +237,7 @@ class Supervisor:
                 entry = self.around.roles[self.seats[name].entry]
                 seat = places.seat(self.run, self.seats[name], incarnation)
                 self.beats.pop(name, None)
-                # Actors that found no supervisor for too long have removed theirs when they left.
-                segments.make(self._segments, self._show_pulse)
+                self._make_segments()
                 self.forkservers.fork(
                     entry.preload,
                     forkserver.Fork(
@@ -268,6 +265,14 @@ class Supervisor:
                     self.soon(instruction.restart_in_s, lambda: self.handle(Tick()))
             case Finish():
                 self.finish = instruction
+
+    def _make_segments(self) -> None:
+        """Those that are missing: all at first, and again when actors that found no supervisor for
+        too long have removed theirs. Who takes over living actors has no need of it.
+        """
+        if not self._segments:
+            self._segments = self.around.segments(self.run.run_id, self.topology)
+        segments.make(self._segments, self._show_pulse)
 
     # --- Lives ------------------------------------------------------------------------------------
 
