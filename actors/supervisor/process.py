@@ -178,13 +178,16 @@ class Supervisor:
         """End every actor of this run that nobody knows: what a dead forkserver did not tell."""
         if not self.ready:
             return
-        known = {actor.who for actor in self.supervision.actors.values()} | {self.me}
-        warm = set(self.forkservers.living().values())
+        actors = self.supervision.actors.values()
+        known = {actor.who for actor in actors if actor.who}
+        known |= set(self.forkservers.living().values())
+        # Of a forkserver: just forked, and about to be told of. Of an actor: its own affair.
+        parents = {who.pid for who in known}
         for who in process.of_run(self.run.run_id):
-            if who in known or who in warm or not process.leads_session(who.pid):
+            if who in known or who == self.me or not process.leads_session(who.pid):
                 continue
-            if process.parent(who.pid) in {one.pid for one in warm}:
-                continue  # just forked: its forkserver is about to tell
+            if process.parent(who.pid) in parents:
+                continue
             self.log.warning("stray process ended", pid=who.pid)
             process.send_signal(who, signal.SIGKILL)
 

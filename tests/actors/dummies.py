@@ -5,6 +5,7 @@ What an actor of this file does is told by files in the run directory: `do-NAME`
 
 import contextlib
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def obey(seat: Seat) -> int:
                     return 1
                 case "done":
                     mailbox.send("control", RunDone(step=3, weights_digest="d" * 64))
+                case "start":  # a program in a session of its own, as a sandbox is
+                    order.unlink()
+                    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+                    (Path(seat.run_dir) / "started").write_text(str(child.pid))
                 case "hang":
                     signal.pause()
                 case _:

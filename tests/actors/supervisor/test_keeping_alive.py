@@ -82,6 +82,22 @@ def test_the_supervisor_is_replaced_and_nobody_else_notices(crew: Crew):
     assert crew.leftovers() == []
 
 
+def test_what_an_actor_has_started_outlives_the_supervisor(crew: Crew):
+    """A sandbox in which completions are scored, for instance."""
+    crew.tell("data_worker/0", "start")
+    path = crew.run.path / "started"
+    wait_until(lambda: path.exists() and bool(path.read_text()))
+    child = process.identity(int(path.read_text()))
+    assert child is not None
+    crew.wait_for_another("supervisor", crew.kill("supervisor"))
+    worker = crew.kill("data_worker/0")  # answered by a supervisor that has taken over
+    assert process.alive(child)
+    crew.wait_for_another("data_worker/0", worker)
+    crew.interrupt()
+    assert crew.finish() == 130, crew.story()
+    assert crew.leftovers() == []
+
+
 def test_a_run_goes_on_when_nobody_reads_what_is_shown(crew: Crew):
     assert crew.popen.stdout is not None
     crew.popen.stdout.close()
