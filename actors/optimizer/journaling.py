@@ -38,29 +38,7 @@ class Log(Protocol):
         ...
 
 
-class NoJournal:
-    """Nothing is noted."""
-
-    def begin(self, step: int) -> None:
-        """All parameters have just reached `step`, of which a checkpoint will be made."""
-
-    def moved(
-        self,
-        step: int,
-        param: str,
-        given: "Mapping[int, Contribution]",
-        basis: Mapping[str, Array],
-        digest: bytes,
-        counts: Counts,
-        absent: int,
-    ) -> None:
-        """A parameter is about to move to version `step`."""
-
-    def committed(self, step: int, record: Mapping[str, Any]) -> None:
-        """Shard 0 is about to commit `step`."""
-
-
-class Journal(NoJournal):
+class Journal:
     """One shard's notes, in one life. Notes nothing while `directory` does not exist."""
 
     def __init__(
@@ -86,7 +64,9 @@ class Journal(NoJournal):
             self._open(step)
 
     def begin(self, step: int) -> None:
-        """See `NoJournal`. What the newest whole checkpoint makes needless goes."""
+        """All parameters have just reached `step`, of which a checkpoint will be made. What the
+        newest whole one makes needless goes.
+        """
         if not self._directory.is_dir():
             return
         first = self._writer is None
@@ -108,7 +88,7 @@ class Journal(NoJournal):
         counts: Counts,
         absent: int,
     ) -> None:
-        """See `NoJournal`."""
+        """A parameter is about to move to version `step`."""
         if self._writer is None:
             return
         tensors: list[Tensor] = []
@@ -139,7 +119,7 @@ class Journal(NoJournal):
         self._append(note, arrays)
 
     def committed(self, step: int, record: Mapping[str, Any]) -> None:
-        """See `NoJournal`."""
+        """Shard 0 is about to commit `step`."""
         self._append(Committed(step=step, whole=self._whole(step), record=dict(record)))
 
     def close(self) -> None:

@@ -10,11 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from actors.diverged import REMEDY
-from actors.optimizer import metrics, rounds, updates
+from actors.optimizer import journaling, metrics, rounds, updates
 from actors.optimizer.answers import Answers
 from actors.optimizer.attendance import Everybody, described, mask_of
 from actors.optimizer.checkpointing import RunFailed
-from actors.optimizer.journaling import NoJournal
 from actors.optimizer.publishing import news
 from actors.optimizer.refreshing import Refreshing, Sketched
 from actors.optimizer.rounds import Instruction, Setting, ShardRounds
@@ -104,7 +103,7 @@ class Shard:
             setting, versions, state.committed, known, attendance=self._attendance
         )
         self.checkpoints: CheckpointKeeper | None = None
-        self.journal = NoJournal()
+        self.journal: journaling.Journal | None = None
         self._given: dict[str, dict[int, Contribution]] = {name: {} for name in self._index_of}
         self._facts: dict[tuple[int, int], Facts] = {}
         self._parts: dict[tuple[int, int], m.ShardCommitted] = {}
@@ -266,7 +265,8 @@ class Shard:
             case rounds.Commit(step):
                 self._commit(step)
             case rounds.Checkpoint(step):
-                self.journal.begin(step)
+                if self.journal is not None:
+                    self.journal.begin(step)
                 if self.checkpoints is not None:
                     self.checkpoints.due(step)
             case _:
@@ -320,7 +320,8 @@ class Shard:
         if self.checkpoints is not None:
             self.checkpoints.preserve(index)
         found_digest = digest(parameter, told.shown)
-        self.journal.moved(step, name, ordered, basis or {}, found_digest, counts, absent)
+        if self.journal is not None:
+            self.journal.moved(step, name, ordered, basis or {}, found_digest, counts, absent)
         self.state.publish(index, step, told.shown, found_digest, counts, absent)
         self.state.update(index, step, new)
         given.clear()
@@ -374,7 +375,8 @@ class Shard:
             weights_digest(digests),
         )
         record |= attended
-        self.journal.committed(step, record)
+        if self.journal is not None:
+            self.journal.committed(step, record)
         self.state.commit(step, record)
         self._since, self._computing_s = now, 0.0
 
